@@ -1,0 +1,144 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from .deep_training import build_batch_norm, fold_batch_norm
+
+
+@MODELS.register_module()
+class SeriesActivation(nn.Module):
+    """Activations stacked side by side, gathering their neighbours.
+
+    ``A_s(x)[h, w, c] = sum_{i, j in -n..n} a[i, j, c] A(x[i + h, j + w, c]
+    + b[c])`` (VanillaNet, arXiv 2305.12972, equation 6), computed as
+    A -> depthwise (2n + 1) x (2n + 1) convolution -> batch norm. In deploy
+    form the norm is folded, and the convolution has a bias.
+
+    It is a registered activation layer:
+    ``act_cfg=dict(type='SeriesActivation')`` gives it to any network.
+
+    Args:
+        num_channels (int, optional): Channels of the input. Defaults to
+            None: they are read off the first input, or off the state dict,
+            whichever comes first.
+        act_num (int): n, the reach of the series to each side, in pixels.
+            Defaults to 3.
+        act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
+        norm_cfg (dict): Config of the batch norm. Defaults to
+            ``dict(type='BN', eps=1e-6)``.
+        inplace (bool): Whether A may overwrite the input. Defaults to False.
+        deploy (bool): Whether to build the deploy form. Defaults to False.
+
+    Raises:
+        ValueError: If ``act_num`` is negative, if ``norm_cfg`` is not a batch
+            norm, or is not plain BN where ``num_channels`` is None.
+    """
+
+    def __init__(self,
+                 num_channels: int | None = None,
+                 act_num: int = 3,
+                 act_cfg: dict = dict(type='ReLU'),
+                 norm_cfg: dict = dict(type='BN', eps=1e-6),
+                 inplace: bool = False,
+                 deploy: bool = False) -> None:
+        super().__init__()
+        if act_num < 0:
+            raise ValueError(f'act_num must not be negative, got {act_num}')
+        self.num_channels = num_channels
+        self.act_num = act_num
+        self.deploy = deploy
+        act_cfg = dict(act_cfg)
+        if inplace and act_cfg['type'] == 'ReLU':
+            act_cfg['inplace'] = True
+        self.act = build_activation_layer(act_cfg)
+
+        if num_channels is None:
+            self.weight = UninitializedParameter()
+            self.norm = None if deploy else _lazy_batch_norm(norm_cfg)
+            self.bias = UninitializedParameter() if deploy else None
+        else:
+            self.weight = nn.Parameter(torch.empty(*self._shape(num_channels)))
+            self.norm = (None if deploy else build_batch_norm(
+                norm_cfg, num_channels))
+            self.bias = (
+                nn.Parameter(torch.empty(num_channels)) if deploy else None)
+            self.reset_parameters()
+
+    def _shape(self, num_channels: int) -> tuple:
+        size = 2 * self.act_num + 1
+        return num_channels, 1, size, size
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from the paper's truncated normal, std 0.02."""
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @torch.jit.unused
+    def _materialize(self, num_channels: int) -> None:
+        self.num_channels = num_channels
+        self.weight.materialize(self._shape(num_channels))
+        if self.bias is not None:
+            self.bias.materialize((num_channels, ))
+        with torch.no_grad():
+            self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, num_channels, H, W) -> the same shape."""
+        if self.num_channels is None:
+            self._materialize(x.shape[1])
+        x = F.conv2d(
+            self.act(x),
+            self.weight,
+            self.bias,
+            padding=self.act_num,
+            groups=x.shape[1])
+        return x if self.norm is None else self.norm(x)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        weight = state_dict.get(prefix + 'weight')
+        if self.num_channels is None and weight is not None:
+            self._materialize(weight.shape[0])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def switch_to_deploy(self) -> None:
+        """Fold the norm, in place; a second call does nothing.
+
+        Raises:
+            RuntimeError: If the channels are not known yet.
+        """
+        if self.deploy:
+            return
+        if self.num_channels is None:
+            raise RuntimeError(
+                'SeriesActivation cannot be merged before its channels are '
+                'known: give num_channels, load a checkpoint, or run a batch')
+        weight, bias = fold_batch_norm(self.weight, None, self.norm)
+        trainable = self.weight.requires_grad
+        self.weight = nn.Parameter(weight, trainable)
+        self.bias = nn.Parameter(bias, trainable)
+        self.norm = None
+        self.deploy = True
+
+    def extra_repr(self) -> str:
+        channels = '?' if self.num_channels is None else self.num_channels
+        return f'{channels}, act_num={self.act_num}, deploy={self.deploy}'
+
+
+def _lazy_batch_norm(norm_cfg: dict) -> nn.Module:
+    cfg = dict(norm_cfg)
+    layer_type = cfg.pop('type')
+    if layer_type not in ('BN', 'BN2d'):
+        raise ValueError(
+            'SeriesActivation without num_channels takes a plain BN, whose '
+            f'channels can be inferred, but got norm_cfg={norm_cfg}')
+    trainable = cfg.pop('requires_grad', True)
+    norm = nn.LazyBatchNorm2d(**cfg)
+    for parameter in norm.parameters():
+        parameter.requires_grad = trainable
+    return norm

@@ -1,0 +1,35 @@
+#!/usr/bin/env python
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Convert a checkpoint between the authors' format and ours."""
+import argparse
+
+from mmvanilla.checkpoints import convert
+from mmvanilla.errors import exit_on_user_error
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('src', help='checkpoint to read')
+    parser.add_argument(
+        'dst', help='checkpoint to write; a config is written beside it')
+    parser.add_argument(
+        '--to',
+        choices=['mmvanilla', 'authors'],
+        default='mmvanilla',
+        help='format to write')
+    parser.add_argument(
+        '--key',
+        choices=['model_ema', 'model'],
+        help="entry of the authors' file to read (default: model_ema where "
+        'there is one) or to write (default: model)')
+    return parser.parse_args()
+
+
+@exit_on_user_error
+def main():
+    args = parse_args()
+    print(convert(args.src, args.dst, args.to, args.key))
+
+
+if __name__ == '__main__':
+    main()

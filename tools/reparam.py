@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Merge a trained checkpoint into its deploy form.
+
+Compares the answers of both forms, then writes OUT.pth and, beside it,
+OUT.py, the config that builds the deploy form.
+"""
+import argparse
+
+from mmengine.config import DictAction
+
+from mmvanilla.deploy.building import read_config
+from mmvanilla.deploy.reparameterize import reparameterize
+from mmvanilla.errors import exit_on_user_error
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config that the checkpoint is of')
+    parser.add_argument('checkpoint', help='checkpoint in train form')
+    parser.add_argument('out', help='where to write, a name ending in .pth')
+    parser.add_argument(
+        '--tol',
+        type=float,
+        default=1e-4,
+        help='largest difference that is let pass, relative to the largest '
+        'output; defaults to 1e-4')
+    parser.add_argument(
+        '--samples',
+        type=int,
+        default=64,
+        help='how many validation samples to compare on; defaults to 64')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override the config, as in val_dataloader.batch_size=1')
+    return parser.parse_args()
+
+
+@exit_on_user_error
+def main() -> None:
+    args = parse_args()
+    cfg = read_config(args.config, args.cfg_options)
+    report = reparameterize(cfg, args.checkpoint, args.out, args.tol,
+                            args.samples)
+    if report.random:
+        print('The validation data of the config is not there: compared on '
+              'random images.')
+    print(report.table())
+    print(f'wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -114,6 +114,7 @@ PUBLISHED = {
     # Trained with knowledge distillation, for dense prediction.
     'vanillanet_13_act_num_4_kd_pretrain': dict(arch='13', act_num=4),
 }
+SCHEME = 'vanillanet://'
 URL = 'https://github.com/huawei-noah/VanillaNet/releases/download/ckpt/'
 
 # Each row names one module: ours, the authors' in train form, the authors'
@@ -323,7 +324,7 @@ def _read_authors(path: Path, key: str | None = None) -> tuple:
     return state_dict, str(name)
 
 
-@CheckpointLoader.register_scheme(prefixes='vanillanet://')
+@CheckpointLoader.register_scheme(prefixes=SCHEME)
 def load_from_vanillanet(filename: str,
                          map_location: str | None = None) -> dict:
     """Load a checkpoint of the authors' as one of ours.
@@ -345,10 +346,27 @@ def load_from_vanillanet(filename: str,
         UserError: If the name is not a published one, the file is in another
             format, or the download fails.
     """
-    name = filename[len('vanillanet://'):]
-    path = Path(name) if name.startswith('/') else _download(name)
-    state_dict, _ = _read_authors(path)
+    state_dict, _ = _read_authors(local_path(filename))
     return dict(state_dict=state_dict, meta=dict(source=filename))
+
+
+def load_checkpoint(name: str | Path) -> dict:
+    """Load a checkpoint by its path or by its ``vanillanet://`` name.
+
+    Raises:
+        UserError: As :func:`read_checkpoint` and :func:`load_from_vanillanet`.
+    """
+    if str(name).startswith(SCHEME):
+        return load_from_vanillanet(str(name))
+    return read_checkpoint(name)
+
+
+def local_path(name: str | Path) -> Path:
+    """Where the file of a checkpoint lies, downloaded if need be."""
+    if not str(name).startswith(SCHEME):
+        return Path(name)
+    name = str(name)[len(SCHEME):]
+    return Path(name) if name.startswith('/') else _download(name)
 
 
 def _download(name: str) -> Path:

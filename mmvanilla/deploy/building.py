@@ -12,8 +12,9 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from ..checkpoints import read_checkpoint
+from ..checkpoints import load_checkpoint
 from ..errors import UserError
 
 
@@ -70,7 +71,8 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict:
 
     Args:
         model (nn.Module): What to load into, in place.
-        checkpoint (str): A checkpoint of mmengine, or a state dict.
+        checkpoint (str): A checkpoint of mmengine, a state dict, or a name
+            with ``vanillanet://``.
 
     Returns:
         dict: The checkpoint's ``meta``, empty if it has none.
@@ -78,7 +80,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict:
     Raises:
         UserError: If the file is not a checkpoint or does not fit the model.
     """
-    content = read_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint)
     load_state_dict(model, content.get('state_dict', content), checkpoint)
     return content.get('meta', {})
 
@@ -87,18 +89,25 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
     """``model.load_state_dict`` whose error is one sentence.
 
     Raises:
+        UserError: As :func:`check_fit`.
+    """
+    state_dict = _without_prefix(state_dict)
+    check_fit(model, state_dict, source)
+    model.load_state_dict(state_dict, strict=False)
+
+
+def check_fit(model: nn.Module, state_dict: dict, source: str) -> None:
+    """Refuse a state dict that is not, entry by entry, of a model.
+
+    Raises:
         UserError: If keys or shapes do not fit; names the first few.
     """
-    state_dict = {
-        k[len('module.'):] if k.startswith('module.') else k: v
-        for k, v in state_dict.items()
-    }
+    state_dict = _without_prefix(state_dict)
     wanted = model.state_dict()
     misfits = [
         f'{key} has shape {tuple(state_dict[key].shape)} for '
         f'{tuple(value.shape)}' for key, value in wanted.items()
-        if key in state_dict and hasattr(state_dict[key], 'shape')
-        and not isinstance(value, nn.parameter.UninitializedTensorMixin)
+        if key in state_dict and not is_lazy(value)
         and state_dict[key].shape != value.shape
     ]
     # Lambda is 1 where a checkpoint does not tell, and counters of batches
@@ -117,7 +126,11 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
         raise UserError(
             f'{source} does not fit the config: ' + '; '.join(misfits[:3]) +
             (f'; and {more} more' if more > 0 else ''))
-    model.load_state_dict(state_dict, strict=False)
+
+
+def _without_prefix(state_dict: dict) -> dict:
+    """Take off what a wrapper around the saved model put before its keys."""
+    return {k.removeprefix('module.'): v for k, v in state_dict.items()}
 
 
 def missing_data(dataset: dict) -> str | None:

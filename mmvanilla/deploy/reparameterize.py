@@ -12,7 +12,7 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checkpoints import read_checkpoint
+from ..checkpoints import load_checkpoint, local_path
 from ..errors import UserError
 from ..files import check_writable, replace_atomically, sha256
 from ..models.reparameterize import BRICKS, switch_to_deploy
@@ -83,7 +83,8 @@ def reparameterize(cfg: Config,
 
     Args:
         cfg (Config): The config that the checkpoint was trained with.
-        checkpoint (str): The checkpoint, in train form.
+        checkpoint (str): The checkpoint, in train form: its file, or a name
+            with ``vanillanet://``.
         out (str): Where to write, a name ending in ``.pth``.
         tol (float): The largest difference that is let pass, relative to the
             largest output. Defaults to 1e-4.
@@ -98,7 +99,8 @@ def reparameterize(cfg: Config,
             checkpoint does not fit, is merged already or is no checkpoint, or
             ``out`` cannot be written. No file is left behind then.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    out = Path(out)
+    source = local_path(checkpoint)
     if out.suffix != '.pth':
         raise UserError(f'the name of the output must end in .pth, got {out}')
     if not samples > 0:
@@ -106,7 +108,7 @@ def reparameterize(cfg: Config,
                         f'{samples}')
     check_writable(out)
     check_writable(out.with_suffix('.py'))
-    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
+    if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f'the output {out} is the checkpoint itself, which '
                         'must stay as it is')
     if cfg.filename and out.with_suffix('.py').exists() and os.path.samefile(
@@ -114,7 +116,7 @@ def reparameterize(cfg: Config,
         raise UserError(f'the config of {out} would overwrite {cfg.filename}, '
                         'which must stay as it is')
 
-    content = read_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint)
     meta = content.get('meta', {})
     state_dict = content.get('state_dict', content)
     deploy_cfg = make_deploy_config(cfg)
@@ -146,7 +148,7 @@ def reparameterize(cfg: Config,
     weights = merged.state_dict()
     load_state_dict(shipped, weights, 'the merged model')
 
-    before = dict(_size(model), bytes=checkpoint.stat().st_size)
+    before = dict(_size(model), bytes=source.stat().st_size)
     after = _size(shipped)
     with scope_of(cfg), torch.no_grad():
         before['macs'] = _macs(model, batches[0])
@@ -164,7 +166,7 @@ def reparameterize(cfg: Config,
                     mmvanilla_version=__version__,
                     cfg=text,
                     dataset_meta=meta.get('dataset_meta', {}),
-                    source_sha256=sha256(checkpoint),
+                    source_sha256=sha256(source),
                     lam=1.0,
                     max_abs_diff=comparison.max_abs,
                     max_rel_diff=comparison.max_rel)), weights_path)

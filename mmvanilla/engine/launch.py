@@ -13,8 +13,8 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import read_checkpoint
-from ..deploy.building import check_data, read_config
+from ..checkpoints import SCHEME, load_checkpoint
+from ..deploy.building import check_data, check_fit, read_config
 from ..errors import UserError
 from ..models.reparameterize import switch_to_deploy
 
@@ -67,7 +67,7 @@ def train(config: str,
         cfg.auto_scale_lr.enable = True
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     if cfg.get('load_from'):
-        _check_checkpoint(cfg.load_from)
+        _read_safely(cfg.load_from)
     runner = _build_runner(cfg)
     runner.train()
     return runner
@@ -124,7 +124,7 @@ def test(config: str,
         raise UserError('predictions hold tensors, so --out must end in .pkl '
                         f'or --out-item be metrics, got {out}')
     check_data(cfg, 'test_dataloader')
-    _check_checkpoint(checkpoint)
+    content = _read_safely(checkpoint)
     cfg.load_from = checkpoint
     cfg.resume = False
     if show or show_dir:
@@ -142,6 +142,11 @@ def test(config: str,
         ]
 
     runner = _build_runner(cfg)
+    model = runner.model
+    while hasattr(model, 'module'):  # of several processes, or of TTA
+        model = model.module
+    if content:
+        check_fit(model, content.get('state_dict', content), checkpoint)
     if out and out_item == 'pred':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=out))
     if deploy:
@@ -173,6 +178,8 @@ def _build_runner(cfg: Config) -> Runner:
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         # mmengine would choose a GPU for each process.
         torch.distributed.init_process_group('gloo')
+        # Its SyncBN takes tensors of accelerators alone.
+        cfg.sync_bn = None
         cfg.setdefault(
             'model_wrapper_cfg',
             dict(
@@ -199,10 +206,15 @@ def _leave_out_amp(cfg: Config) -> None:
             wrapper.pop(name, None)
 
 
-def _check_checkpoint(path: str) -> None:
-    """Read a local file safely before the runner reads it in its own way."""
-    if '://' not in path:
-        read_checkpoint(path)
+def _read_safely(name: str) -> dict:
+    """Read a checkpoint before the runner does, in its own way.
+
+    OneDL's mmengine reads unsafely what cannot be read safely. What lies on
+    another server is left to it.
+    """
+    if '://' in name and not name.startswith(SCHEME):
+        return {}
+    return load_checkpoint(name)
 
 
 def _visualize(cfg: Config, show: bool, show_dir: str | None,

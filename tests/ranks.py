@@ -1,0 +1,33 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from mmvanilla.models import find_activations
+
+
+@HOOKS.register_module(force=True)
+class SaveEachRank(Hook):
+    """Save what each process, and not the first alone, has at the end.
+
+    Args:
+        folder (str): Where ``rank0.pth`` and so on go.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.lams = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        acts = find_activations(runner.model).values()
+        self.lams.append([act.lam for act in acts])
+
+    def after_train(self, runner):
+        assert is_model_wrapper(runner.model)
+        torch.save(
+            dict(lams=self.lams, state_dict=runner.model.module.state_dict()),
+            f'{self.folder}/rank{get_rank()}.pth')

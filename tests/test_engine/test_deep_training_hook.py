@@ -1,0 +1,313 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""The hook inside real runs of mmengine's runner."""
+import json
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from mmpretrain.apis import get_model
+from tiny import assert_same_weights, build, lams, read, tiny_cfg, train
+from torch._dynamo.testing import CompileCounter
+
+from mmvanilla.deploy.building import build_model, load_weights
+from mmvanilla.engine import DeepTrainingHook
+from mmvanilla.errors import UserError
+from mmvanilla.models import find_activations, switch_to_deploy
+
+
+class Recorder(Hook):
+    """Note lambda of every brick as each iteration begins."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        values = {a.lam for a in find_activations(runner.model).values()}
+        assert len(values) == 1
+        self.seen.append(values.pop())
+
+
+def record(cfg) -> list:
+    """Train and return lambda at each iteration."""
+    runner = build(cfg)
+    recorder = Recorder()
+    runner.register_hook(recorder)
+    runner.train()
+    return recorder.seen
+
+
+def cosine(progress):
+    return 0.5 * (1 - math.cos(math.pi * progress))
+
+
+# ------------------------------------------------------------------- schedule
+
+
+@pytest.mark.parametrize('hook, expected', [
+    (dict(decay_epochs=3), [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]),
+    (dict(decay_epochs=2), [e / 2 for e in (0, 1, 2, 2) for _ in range(4)]),
+    (dict(decay_epochs=3, schedule='cosine'),
+     [cosine(e / 3) for e in (0, 1, 2, 3) for _ in range(4)]),
+    (dict(decay_epochs=3, per_iter=True),
+     [min(i / 12, 1) for i in range(16)]),
+    (dict(decay_iters=10), [min(i / 10, 1) for i in range(16)]),
+    (dict(decay_iters=10, schedule='cosine'),
+     [cosine(min(i / 10, 1)) for i in range(16)]),
+], ids=lambda value: str(value) if isinstance(value, dict) else '')
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_schedule(tmp_path, hook, expected, by_epoch):
+    cfg = tiny_cfg(tmp_path)
+    cfg.custom_hooks = [dict(type='DeepTrainingHook', **hook)]
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if not by_epoch:
+        cfg.train_cfg = dict(by_epoch=False, max_iters=16)
+        cfg.param_scheduler = None
+        cfg.default_hooks.checkpoint.update(interval=8, by_epoch=False)
+        cfg.log_processor = dict(by_epoch=False)
+    assert record(cfg) == pytest.approx(expected, abs=1e-15)
+    assert expected[-1] == 1
+
+
+def test_shows_in_the_logs(tmp_path):
+    cfg = tiny_cfg(tmp_path)
+    cfg.visualizer.vis_backends = [
+        dict(type='LocalVisBackend'),
+        dict(type='TensorboardVisBackend')
+    ]
+    runner = train(cfg)
+    log_dir = Path(runner.log_dir)
+    text = next(log_dir.glob('*.log')).read_text()
+    assert 'Epoch(train) [2][1/4]' in text and 'lambda: 0.3333' in text
+
+    lines = (log_dir / 'vis_data' / 'scalars.json').read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    logged = [entry['lambda'] for entry in logged if 'loss' in entry]
+    assert logged == [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]
+
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
+    board = EventAccumulator(str(log_dir / 'vis_data')).Reload()
+    shown = [event.value for event in board.Scalars('lambda')]
+    assert shown == pytest.approx(logged)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(),
+    dict(decay_epochs=3, decay_iters=10),
+    dict(decay_epochs=0),
+    dict(decay_iters=-1),
+])
+def test_needs_exactly_one_length(kwargs):
+    with pytest.raises(UserError, match='exactly one of decay_epochs and'):
+        DeepTrainingHook(**kwargs)
+
+
+def test_unknown_schedule():
+    with pytest.raises(UserError, match="'linear' or 'cosine'.*'step'"):
+        DeepTrainingHook(decay_epochs=3, schedule='step')
+
+
+def test_fails_where_there_is_no_brick(tmp_path):
+    cfg = tiny_cfg(tmp_path)
+    cfg.model.backbone.deploy = cfg.model.head.deploy = True
+    with pytest.raises(UserError, match='found no DeepTrainingActivation'):
+        train(cfg)
+
+
+def test_warns_where_training_ends_before_lambda_does(tmp_path, capfd):
+    train(tiny_cfg(tmp_path / 'short', epochs=2, decay_epochs=8))
+    out = ''.join(capfd.readouterr())
+    assert 'Training ends before' in out and 'will be 0.125 at the end' in out
+    train(tiny_cfg(tmp_path / 'long', epochs=2, decay_epochs=1))
+    assert 'Training ends before' not in ''.join(capfd.readouterr())
+
+
+# --------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize('ema', [None, False, True])
+def test_resumed_run_is_bit_identical(tmp_path, ema):
+
+    def cfg(name):
+        cfg = tiny_cfg(tmp_path / name)
+        if ema is not None:
+            cfg.custom_hooks.append(
+                dict(type='EMAHook', momentum=0.1, update_buffers=ema))
+        return cfg
+
+    train(cfg('whole'))
+    whole = tmp_path / 'whole'
+    for stopped_after in (1, 2, 3):
+        resumed = cfg(f'resumed_{stopped_after}')
+        resumed.resume = True
+        resumed.load_from = str(whole / f'epoch_{stopped_after}.pth')
+        train(resumed)
+        for epoch in range(stopped_after + 1, 5):
+            expected = read(whole / f'epoch_{epoch}.pth')
+            got = read(Path(resumed.work_dir) / f'epoch_{epoch}.pth')
+            assert_same_weights(expected['state_dict'], got['state_dict'])
+            if ema is not None:
+                assert_same_weights(expected['ema_state_dict'],
+                                    got['ema_state_dict'])
+
+
+def test_load_from_a_finished_checkpoint_starts_anew(tmp_path, capfd):
+    train(tiny_cfg(tmp_path / 'first'))
+    cfg = tiny_cfg(tmp_path / 'second')
+    cfg.load_from = str(tmp_path / 'first' / 'epoch_4.pth')
+    capfd.readouterr()
+    assert record(cfg)[0] == 0
+    out = ''.join(capfd.readouterr())
+    assert 'starts anew: lambda goes from 1, as loaded, to 0' in out
+
+
+# ------------------------------------------------------------------------ EMA
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_ema_has_the_schedules_lambda(tmp_path, update_buffers):
+    cfg = tiny_cfg(tmp_path)
+    cfg.custom_hooks.append(
+        dict(type='EMAHook', momentum=0.1, update_buffers=update_buffers))
+    runner = train(cfg)
+    for epoch in range(4):
+        checkpoint = read(tmp_path / f'epoch_{epoch + 1}.pth')
+        assert lams(checkpoint['state_dict']) == {epoch / 3}
+        assert lams(checkpoint['ema_state_dict']) == {epoch / 3}
+    ema = next(h for h in runner.hooks if hasattr(h, 'ema_model')).ema_model
+    assert lams(ema.state_dict()) == lams(runner.model.state_dict()) == {1.0}
+
+    # And the average, which is what the file holds, merges.
+    model = build_model(cfg)
+    load_weights(model, str(tmp_path / 'epoch_4.pth'))
+    assert_same_weights(
+        {k[len('module.'):]: v for k, v in ema.state_dict().items()
+         if k.startswith('module.')}, model.state_dict())
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        assert switch_to_deploy(model) == 7
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+# ----------------------------------------------------------------- checkpoints
+
+
+def test_checkpoint_carries_lambda(tmp_path):
+    cfg = tiny_cfg(tmp_path, epochs=2)
+    train(cfg)
+    path = str(tmp_path / 'epoch_2.pth')
+    assert lams(read(path)['state_dict']) == {1 / 3}
+
+    cfg.custom_hooks = []
+    model = get_model(cfg, pretrained=path)  # for inference
+    assert {a.lam for a in find_activations(model).values()} == {1 / 3}
+
+    cfg.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=path, prefix='backbone.')
+    model = get_model(cfg)
+    model.init_weights()
+    backbone = find_activations(model.backbone).values()
+    assert {a.lam for a in backbone} == {1 / 3}
+
+    # And without an entry it is 1.
+    content = read(path)
+    content['state_dict'] = {
+        k: v
+        for k, v in content['state_dict'].items() if not k.endswith('.lam')
+    }
+    torch.save(content, tmp_path / 'without.pth')
+    model = get_model(cfg, pretrained=str(tmp_path / 'without.pth'))
+    assert {a.lam for a in find_activations(model).values()} == {1.0}
+
+
+# ------------------------------------------------------ precision and wrappers
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class CPUAmpOptimWrapper(OptimWrapper):
+    """Mixed precision where mmengine's own wants an accelerator."""
+
+    @contextmanager
+    def optim_context(self, model):
+        with super().optim_context(model), torch.autocast(
+                'cpu', dtype=torch.bfloat16):
+            yield
+
+
+@pytest.mark.parametrize(
+    'optim_wrapper',
+    [dict(accumulative_counts=2),
+     dict(type='CPUAmpOptimWrapper')],
+    ids=['accumulation', 'amp'])
+def test_accumulation_and_amp(tmp_path, optim_wrapper):
+    cfg = tiny_cfg(tmp_path)
+    cfg.optim_wrapper.update(optim_wrapper)
+    assert record(cfg) == [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]
+    state = read(tmp_path / 'epoch_4.pth')['state_dict']
+    assert all(v.isfinite().all() for v in state.values())
+
+
+class CompileBackbone(Hook):
+    """Compile, before other hooks look at the model."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self):
+        self.counter = CompileCounter()
+
+    def before_train(self, runner):
+        runner.model.backbone = torch.compile(
+            runner.model.backbone, backend=self.counter)
+
+
+def test_compiled_backbone(tmp_path):
+    cfg = tiny_cfg(tmp_path, epochs=20, decay_epochs=19)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.train_dataloader.dataset.indices = 16
+    cfg.default_hooks.checkpoint.interval = 20
+    runner = build(cfg)
+    compiling, recorder = CompileBackbone(), Recorder()
+    runner.register_hook(compiling)
+    runner.register_hook(recorder)
+    runner.train()
+    assert recorder.seen == [e / 19 for e in range(20)]
+    assert 1 <= compiling.counter.frame_count <= 3
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/init', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('wrapper', ['ddp', 'fsdp'])
+def test_finds_bricks_through_wrappers(one_process, wrapper):
+    # FSDP trains on accelerators only; that its wrapping hides no brick, and
+    # leaves lambda in its state dict, shows without.
+    cfg = tiny_cfg('unused')
+    model = build_model(cfg)
+    names = len(find_activations(model))
+    if wrapper == 'ddp':
+        wrapped = MMDistributedDataParallel(model)
+    else:
+        from mmengine.model import MMFullyShardedDataParallel
+        wrapped = MMFullyShardedDataParallel(
+            model, device_id=torch.device('cpu'))
+    found = find_activations(wrapped)
+    assert len(found) == names == 4
+    for act in found.values():
+        act.lam = 0.25
+    assert lams(wrapped.state_dict()) == {0.25}

@@ -1,0 +1,213 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.fileio import load as load_results
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+from PIL import Image
+from tiny import (
+    ROOT,
+    assert_same_weights,
+    lams,
+    read,
+    refused,
+    run_tool,
+    tiny_cfg,
+)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('trained')
+    tiny_cfg('work').dump(folder / 'config.py')
+    done = run_tool('train.py', 'config.py', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def accuracy(folder) -> float:
+    log = max(folder.glob('*/*.json'), key=lambda p: p.stat().st_mtime)
+    return json.loads(log.read_text())['accuracy/top1']
+
+
+def test_train_writes_where_it_is_told(trained, tmp_path):
+    assert lams(read(trained / 'work' / 'epoch_4.pth')['state_dict']) == {1}
+    done = run_tool(
+        'train.py', trained / 'config.py', '--work-dir', 'elsewhere',
+        '--cfg-options', 'train_cfg.max_epochs=1', '--no-validate',
+        cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'elsewhere' / 'epoch_1.pth').exists()
+    assert 'Epoch(val)' not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize('how', ['auto', 'named'])
+def test_resume(trained, tmp_path, how):
+    # What a run that was stopped after its second epoch leaves.
+    work = tmp_path / 'work'
+    work.mkdir()
+    shutil.copy(trained / 'work' / 'epoch_2.pth', work)
+    (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
+    resume = ['--resume'] + ([work / 'epoch_2.pth'] if how == 'named' else [])
+    done = run_tool(
+        'train.py', trained / 'config.py', '--work-dir', work, *resume,
+        cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(
+        read(work / 'epoch_4.pth')['state_dict'],
+        read(trained / 'work' / 'epoch_4.pth')['state_dict'])
+
+
+def test_amp_on_a_cpu_says_what_it_does(trained, tmp_path):
+    done = run_tool(
+        'train.py', trained / 'config.py', '--work-dir', tmp_path, '--amp',
+        '--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=1',
+        cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    log = done.stdout + done.stderr
+    assert 'training goes on in float32' in log
+    # From a batch of 64 to one of 16.
+    assert 'Scaling the original LR by 0.25' in log
+
+
+@pytest.mark.parametrize('options', [[], ['--deploy'], ['--tta'],
+                                     ['--deploy', '--tta']],
+                         ids=' '.join)
+def test_test(trained, tmp_path, options):
+    done = run_tool(
+        'test.py', trained / 'config.py', trained / 'work' / 'epoch_4.pth',
+        '--work-dir', tmp_path, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    merged = re.search(r'Merged (\d+) bricks', done.stdout + done.stderr)
+    assert (merged and int(merged[1]) == 7) == ('--deploy' in options or None)
+    if '--tta' not in options:
+        log = next((trained / 'work').glob('*/vis_data/scalars.json'))
+        scalars = [json.loads(x) for x in log.read_text().splitlines()]
+        expected = [x['accuracy/top1'] for x in scalars
+                    if 'accuracy/top1' in x][-1]
+        assert accuracy(tmp_path) == expected
+
+
+def test_ema_is_what_deploy_tests(trained, tmp_path):
+    cfg = tiny_cfg(tmp_path / 'work')
+    cfg.custom_hooks.append(
+        dict(type='EMAHook', momentum=0.2, update_buffers=True))
+    cfg.dump(tmp_path / 'config.py')
+    assert run_tool('train.py', 'config.py', cwd=tmp_path).returncode == 0
+    scores = []
+    for options in ([], ['--deploy']):
+        done = run_tool(
+            'test.py', 'config.py', 'work/epoch_4.pth', '--out', 'out.pkl',
+            *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        scores.append(
+            np.stack([r['pred_score'].numpy()
+                      for r in load_results(tmp_path / 'out.pkl')]))
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_out_and_show_dir(trained, tmp_path):
+    test = ['test.py', trained / 'config.py',
+            trained / 'work' / 'epoch_4.pth']
+    done = run_tool(*test, '--out', 'pred.pkl', '--show-dir', 'shown',
+                    '--interval', 8, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(load_results(tmp_path / 'pred.pkl')) == 32
+    assert list((tmp_path / 'shown').rglob('*.png'))
+    done = run_tool(*test, '--out', 'metrics.json', '--out-item', 'metrics',
+                    cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(
+        (tmp_path / 'metrics.json').read_text())) == {'accuracy/top1'}
+
+
+def test_refusals(trained, tmp_path, monkeypatch, capfd):
+    config, done = trained / 'config.py', trained / 'work' / 'epoch_4.pth'
+    half = trained / 'work' / 'epoch_2.pth'
+    (tmp_path / 'text.pth').write_text('hello')
+    for args, message in [
+        (['test.py', config, half, '--deploy'], r'lambda is 0\.333'),
+        (['test.py', config, 'none.pth'], r'none\.pth'),
+        (['test.py', config, 'text.pth'], r'text\.pth'),
+        (['test.py', config, done, '--cfg-options',
+          'model.backbone.act_num=2'],
+         r'does not fit the config: backbone\.stem\.act\.weight has shape '
+         r'\(4, 1, 7, 7\) for \(4, 1, 5, 5\)'),
+        (['test.py', config, done, '--out', 'x.txt'], r'must end in \.pkl'),
+        (['test.py', 'none.py', done], r'no config at none\.py'),
+        (['train.py', 'none.py'], r'no config at none\.py'),
+        (['train.py', config, '--resume', 'none.pth'], r'none\.pth'),
+    ]:
+        error = refused(monkeypatch, capfd, *args, cwd=tmp_path)
+        assert re.search(message, error), error
+
+
+def test_missing_data_is_one_sentence(tmp_path, monkeypatch, capfd):
+    config = ROOT / 'configs/vanillanet/vanillanet-6_8xb128_in1k.py'
+    error = refused(monkeypatch, capfd, 'train.py', config, cwd=tmp_path)
+    assert error == (
+        'error: no data for ImageNet: looked for the folder data/imagenet, '
+        'which must hold train, with one folder of images for each class; see '
+        '"Data" in README.md')
+
+
+def test_two_processes(tmp_path):
+    cfg = tiny_cfg(tmp_path / 'work')
+    cfg.custom_imports.imports.append('ranks')
+    cfg.custom_hooks.append(dict(type='SaveEachRank', folder=str(tmp_path)))
+    cfg.env_cfg.dist_cfg.backend = 'gloo'
+    cfg.dump(tmp_path / 'config.py')
+    done = run_tool(
+        'dist_train.sh', 'config.py', 2, cwd=tmp_path, PORT='29517')
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        torch.load(tmp_path / f'rank{i}.pth', weights_only=True)
+        for i in range(2))
+    # 64 images over two processes are 2 iterations an epoch.
+    assert first['lams'] == second['lams'] == [
+        [e / 3] * 4 for e in (0, 1, 2, 3) for _ in range(2)
+    ]
+    # Norms count each process's own batches; only weights are the same.
+    weights = [
+        {k: v for k, v in rank['state_dict'].items() if 'running' not in k}
+        for rank in (first, second)
+    ]
+    assert_same_weights(*weights)
+
+    done = run_tool(
+        'dist_test.sh', 'config.py', 'work/epoch_4.pth', 2, '--deploy',
+        cwd=tmp_path, PORT='29518')
+    assert done.returncode == 0, done.stderr
+    assert 'accuracy/top1' in done.stdout + done.stderr
+
+
+def test_imagenet_config_trains(tmp_path):
+    """With only batch size, workers and iterations overridden."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for i in range(len(IMAGENET_CATEGORIES)):
+            folder = tmp_path / 'data/imagenet' / split / f'n{i:08d}'
+            folder.mkdir(parents=True)
+            if split == 'train' or i < 8:
+                image = rng.integers(0, 256, (40, 48, 3), np.uint8)
+                Image.fromarray(image).save(folder / 'x.JPEG')
+            else:
+                Image.new('RGB', (32, 32)).save(folder / 'x.JPEG')
+    config = ROOT / 'configs/vanillanet/vanillanet-6_8xb128_in1k.py'
+    done = run_tool(
+        'train.py', config, '--cfg-options', 'train_dataloader.batch_size=4',
+        'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.persistent_workers=False',
+        'val_dataloader.batch_size=4', 'train_cfg.max_epochs=1',
+        'train_dataloader.num_batch_per_epoch=2',
+        'val_dataloader.num_batch_per_epoch=1', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    work = Path(tmp_path / 'work_dirs/vanillanet-6_8xb128_in1k')
+    assert lams(read(work / 'epoch_1.pth')['state_dict']) == {0}
+    assert 'accuracy/top1' in done.stdout + done.stderr

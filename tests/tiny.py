@@ -1,0 +1,125 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""A run that takes seconds: the digits' config, narrowed and cut short."""
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+import mmvanilla  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / 'configs' / 'vanillanet' / 'vanillanet-tiny_1xb64_digits.py'
+NARROW = dict(dims=[4, 8, 8], strides=[2, 1])
+
+
+def tiny_cfg(work_dir, epochs: int = 4, decay_epochs: int = 3) -> Config:
+    """64 training images in batches of 16, that is 4 iterations an epoch.
+
+    Nothing is random but the weights and the order of the data, which
+    mmengine seeds and restores.
+    """
+    cfg = Config.fromfile(DIGITS)
+    cfg.merge_from_dict(
+        dict(
+            work_dir=str(work_dir),
+            model=dict(
+                backbone=dict(arch=dict(NARROW, _delete_=True)),
+                head=dict(in_channels=8)),
+            train_dataloader=dict(
+                batch_size=16, dataset=dict(indices=64)),
+            val_dataloader=dict(batch_size=16, dataset=dict(indices=32)),
+            test_dataloader=dict(batch_size=16, dataset=dict(indices=32)),
+            train_cfg=dict(max_epochs=epochs),
+            default_hooks=dict(
+                logger=dict(interval=1),
+                checkpoint=dict(
+                    interval=1, max_keep_ckpts=-1, save_best=None))))
+    cfg.train_dataloader.dataset.pipeline = cfg.val_dataloader.dataset.pipeline
+    cfg.param_scheduler.T_max = epochs
+    cfg.custom_hooks = [
+        dict(type='DeepTrainingHook', decay_epochs=decay_epochs)
+    ]
+    return cfg
+
+
+_runs = 0
+
+
+def build(cfg: Config) -> Runner:
+    """Build a runner under a name of its own, as a new process would."""
+    global _runs
+    _runs += 1
+    cfg.experiment_name = f'tiny_{_runs}'
+    return Runner.from_cfg(cfg)
+
+
+def train(cfg: Config) -> Runner:
+    runner = build(cfg)
+    runner.train()
+    return runner
+
+
+def read(path) -> dict:
+    """Read a checkpoint's weights."""
+    from mmvanilla.checkpoints import read_checkpoint
+    return read_checkpoint(path)
+
+
+def lams(state_dict: dict) -> set:
+    """Every lambda that a state dict holds."""
+    return {
+        float(value)
+        for key, value in state_dict.items() if key.endswith('.lam')
+    }
+
+
+def assert_same_weights(a: dict, b: dict) -> None:
+    """Assert that two state dicts are bit-identical."""
+    assert a.keys() == b.keys()
+    different = [key for key in a if not torch.equal(a[key], b[key])]
+    assert not different
+
+
+def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:
+    """Run one of tools/, as a user would, in another folder."""
+    tool, *rest = map(str, args)
+    command = [sys.executable] if tool.endswith('.py') else ['bash']
+    paths = os.pathsep.join(
+        filter(None, [
+            str(ROOT), str(ROOT / 'tests'),
+            os.environ.get('PYTHONPATH')
+        ]))
+    return subprocess.run(
+        command + [str(ROOT / 'tools' / tool)] + rest,
+        cwd=cwd,
+        env=dict(
+            os.environ, PYTHONPATH=paths, PYTHON=sys.executable,
+            OMP_NUM_THREADS='1', **env),
+        capture_output=True,
+        text=True,
+        timeout=300)
+
+
+def refused(monkeypatch, capfd, *args, cwd) -> str:
+    """Run one of tools/ in this process and return its one line of error.
+
+    A process of its own takes seconds to import torch.
+    """
+    tool, *rest = map(str, args)
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, 'argv', [tool] + rest)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+    assert exit_.value.code == 1
+    err = capfd.readouterr().err
+    assert 'Traceback' not in err
+    errors = [x for x in err.splitlines() if x.startswith('error: ')]
+    assert len(errors) == 1, err
+    return errors[0]

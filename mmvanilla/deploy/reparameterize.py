@@ -25,6 +25,7 @@ from .building import (
     scope_of,
 )
 from .compare import Comparison
+from .tables import markdown_table
 
 DEPLOYABLE = ('VanillaNet', 'VanillaNetHead', 'DeepTrainingConv2d',
               'SeriesActivation')
@@ -61,13 +62,7 @@ class Report:
         kind = 'random images' if self.random else 'real samples'
         rows.append((f'compared on {self.samples} {kind}', '', ''))
         rows += [(name, '', value) for name, value in self.comparison.rows()]
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        rows.insert(0, ('', 'before', 'after'))
-        widths = [max(w, len(h)) for w, h in zip(widths, rows[0])]
-        rows.insert(1, tuple('-' * w for w in widths))
-        return '\n'.join(
-            '| ' + ' | '.join(c.ljust(w) for c, w in zip(row, widths)) + ' |'
-            for row in rows)
+        return markdown_table(['', 'before', 'after'], rows)
 
 
 def reparameterize(cfg: Config,

@@ -36,9 +36,15 @@ class Conv2d(nn.Conv2d):
     def _is_short_product(self, x: Tensor) -> bool:
         return (self.kernel_size == (1, 1) and self.stride == (1, 1)
                 and self.padding == (0, 0) and self.groups == 1
-                and is_eager_on_cpu(x) and x.dim() == 4
-                and x.shape[0] * x.shape[2] * x.shape[3] < FEW_PIXELS
-                and x.is_contiguous(memory_format=torch.channels_last))
+                and has_few_pixels(x))
+
+
+@torch.jit.ignore
+def has_few_pixels(x: Tensor) -> bool:
+    """Whether ``x`` is a small ``channels_last`` map, computed right here."""
+    return (is_eager_on_cpu(x) and x.dim() == 4
+            and x.shape[0] * x.shape[2] * x.shape[3] < FEW_PIXELS
+            and x.is_contiguous(memory_format=torch.channels_last))
 
 
 @torch.jit.ignore

@@ -1,5 +1,4 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +84,7 @@ class DeepTrainingActivation(nn.Module):
             error_msgs.append(f'cannot load "{key}": {e}')
 
     def extra_repr(self) -> str:
+        """Show lambda where the module is printed."""
         return f'lam={self._lam:g}, inplace={self.inplace}'
 
 
@@ -150,8 +150,8 @@ class DeepTrainingConv2d(Conv2d):
                  groups: int = 1,
                  bias: bool = True,
                  padding_mode: str = 'zeros',
-                 mid_channels: Optional[int] = None,
-                 norm_cfg: Optional[dict] = dict(type='BN', eps=1e-6),
+                 mid_channels: int | None = None,
+                 norm_cfg: dict | None = dict(type='BN', eps=1e-6),
                  act_cfg: dict = dict(type='ReLU'),
                  post_norm: bool = False,
                  deploy: bool = False) -> None:
@@ -226,7 +226,7 @@ class DeepTrainingConv2d(Conv2d):
             self.bias = nn.Parameter(bias, trainable)
         self.deploy = True
 
-    def merged(self) -> Tuple[Tensor, Optional[Tensor]]:
+    def merged(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the one convolution, as at lambda 1."""
         first = fold_batch_norm(self.conv1.weight, self.conv1.bias, self.norm1)
         second = fold_batch_norm(self.conv2.weight, self.conv2.bias,
@@ -234,9 +234,9 @@ class DeepTrainingConv2d(Conv2d):
         return merge_convs(*first, *second, groups=self.groups)
 
 
-def fold_batch_norm(weight: Tensor, bias: Optional[Tensor],
-                    norm: Optional[_BatchNorm]
-                    ) -> Tuple[Tensor, Optional[Tensor]]:
+def fold_batch_norm(weight: Tensor, bias: Tensor | None,
+                    norm: _BatchNorm | None
+                    ) -> tuple[Tensor, Tensor | None]:
     """Fold a batch norm module, or None, into a convolution's tensors."""
     if norm is None:
         return weight, bias
@@ -244,8 +244,13 @@ def fold_batch_norm(weight: Tensor, bias: Optional[Tensor],
                      norm.eps, norm.weight, norm.bias)
 
 
-def build_batch_norm(norm_cfg: Optional[dict],
-                      channels: int) -> Optional[nn.Module]:
+def build_batch_norm(norm_cfg: dict | None,
+                      channels: int) -> nn.Module | None:
+    """Build a norm that folds into a convolution; None without a config.
+
+    Raises:
+        ValueError: If it is another norm, or has no running statistics.
+    """
     if norm_cfg is None:
         return None
     _, norm = build_norm_layer(norm_cfg, channels)

@@ -7,6 +7,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from .conv import has_few_pixels
 from .deep_training import build_batch_norm, fold_batch_norm
 
 
@@ -92,12 +93,22 @@ class SeriesActivation(nn.Module):
         """(N, num_channels, H, W) -> the same shape."""
         if self.num_channels is None:
             self._materialize(x.shape[1])
+        x = self.act(x)
+        # Backward, in channels_last, oneDNN pads each channel of the weight to
+        # 256: slow and, on a small map, larger than all else.
+        reorder = False
+        if not torch.jit.is_scripting():
+            reorder = torch.is_grad_enabled() and has_few_pixels(x)
+        if reorder:
+            x = x.contiguous()
         x = F.conv2d(
-            self.act(x),
+            x,
             self.weight,
             self.bias,
             padding=self.act_num,
             groups=x.shape[1])
+        if reorder:
+            x = x.contiguous(memory_format=torch.channels_last)
         return x if self.norm is None else self.norm(x)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
@@ -126,6 +137,7 @@ class SeriesActivation(nn.Module):
         self.deploy = True
 
     def extra_repr(self) -> str:
+        """Show the channels, unless they are unknown yet, and n."""
         channels = '?' if self.num_channels is None else self.num_channels
         return f'{channels}, act_num={self.act_num}, deploy={self.deploy}'
 

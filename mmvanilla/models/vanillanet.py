@@ -1,6 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
-from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.utils.checkpoint as cp
@@ -24,7 +24,7 @@ INIT_CFG = (dict(
 def _arch(dims: Sequence[int],
           strides: Sequence[int],
           width: float = 1,
-          ada_pool: Optional[Sequence[int]] = None) -> dict:
+          ada_pool: Sequence[int] | None = None) -> dict:
     arch = dict(
         dims=[int(128 * width) * d for d in dims], strides=list(strides))
     if ada_pool is not None:
@@ -56,13 +56,14 @@ class VanillaStage(BaseModule):
     def __init__(self,
                  conv: DeepTrainingConv2d,
                  act: SeriesActivation,
-                 pool: Optional[nn.Module] = None) -> None:
+                 pool: nn.Module | None = None) -> None:
         super().__init__()
         self.conv = conv
         self.pool = pool
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
         x = self.conv(x)
         if self.pool is not None:
             x = self.pool(x)
@@ -134,7 +135,7 @@ class VanillaNet(BaseBackbone):
     }  # yapf: disable
 
     def __init__(self,
-                 arch: Union[str, dict] = '6',
+                 arch: str | dict = '6',
                  in_channels: int = 3,
                  act_num: int = 3,
                  out_indices: Sequence[int] = (-1, ),
@@ -144,7 +145,7 @@ class VanillaNet(BaseBackbone):
                  norm_eval: bool = False,
                  with_cp: bool = False,
                  deploy: bool = False,
-                 init_cfg: Union[dict, Sequence[dict], None] = INIT_CFG):
+                 init_cfg: dict | Sequence[dict] | None = INIT_CFG):
         if isinstance(init_cfg, tuple):
             init_cfg = list(init_cfg)
         super().__init__(init_cfg=init_cfg)
@@ -198,7 +199,7 @@ class VanillaNet(BaseBackbone):
                            pool=pool))
         self._freeze_stages()
 
-    def _parse_arch(self, arch) -> Tuple[List[int], List[int], Optional[list]]:
+    def _parse_arch(self, arch) -> tuple[list[int], list[int], list | None]:
         if isinstance(arch, str):
             if arch not in self.arch_settings:
                 raise ValueError(
@@ -224,7 +225,7 @@ class VanillaNet(BaseBackbone):
                 f'for the others, but got {ada_pool} for strides {strides}')
         return dims, strides, ada_pool
 
-    def _parse_out_indices(self, out_indices: Sequence[int]) -> List[int]:
+    def _parse_out_indices(self, out_indices: Sequence[int]) -> list[int]:
         if isinstance(out_indices, int):
             out_indices = [out_indices]
         for index in out_indices:
@@ -234,7 +235,7 @@ class VanillaNet(BaseBackbone):
                     f'{self.num_stages - 1}, but got {index}')
         return [index % self.num_stages for index in out_indices]
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
 
         Args:
@@ -296,7 +297,7 @@ class VanillaNet(BaseBackbone):
 
     def get_layer_depth(self,
                         param_name: str,
-                        prefix: str = '') -> Tuple[int, int]:
+                        prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning rate decay.
 
         Args:

@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Time every form of a network on this machine, in turns.
+
+Prints a Markdown table. ``ratio`` is the time over that of the plain PyTorch
+form; ``share`` is the part of the machine's own matrix-product rate, measured
+in the same run.
+"""
+import argparse
+
+from mmvanilla.deploy.benchmark import FORMS, benchmark
+from mmvanilla.errors import exit_on_user_error
+from mmvanilla.files import check_writable
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'models',
+        nargs='+',
+        help='6, VanillaNet-6, ResNet-50, Swin-T, or any name in mmpretrain')
+    parser.add_argument(
+        '--forms',
+        nargs='+',
+        default=['plain', 'ours'],
+        metavar='FORM',
+        help=f'of {", ".join(FORMS)}; with :bf16 or :int8 behind it where it '
+        'is not --dtype; defaults to plain ours')
+    parser.add_argument(
+        '--batches', nargs='+', type=int, default=[1], help='batch sizes')
+    parser.add_argument('--threads', type=int)
+    parser.add_argument('--dtype', choices=('fp32', 'bf16'), default='fp32')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument(
+        '--size', type=int, default=224, help='side of the images')
+    parser.add_argument('--repeats', type=int, default=20)
+    parser.add_argument('--warmup', type=int, default=2)
+    parser.add_argument(
+        '--train',
+        action='store_true',
+        help='measure a training step, forward and backward, and its peak '
+        'memory')
+    parser.add_argument(
+        '--out',
+        metavar='PREFIX',
+        help='write PREFIX.md, PREFIX.json and PREFIX.png')
+    return parser.parse_args()
+
+
+@exit_on_user_error
+def main() -> None:
+    args = vars(parse_args())
+    prefix = args.pop('out')
+    if prefix:
+        check_writable(prefix + '.json')
+    result = benchmark(**args)
+    print(result.table())
+    if prefix:
+        print('wrote ' + ', '.join(result.save(prefix)))
+
+
+if __name__ == '__main__':
+    main()

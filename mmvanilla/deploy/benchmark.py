@@ -704,21 +704,26 @@ def plot(result: Benchmark, path: Path) -> None:
         family = 'VanillaNet' if m.model in OURS else m.model.split('-')[0]
         lines.setdefault((family, m.form, m.precision), []).append(m)
     # A colour for each form, whatever the network.
-    forms = list(dict.fromkeys(key[1:] for key in lines))
+    colors: dict[tuple[str, str], str] = {}
+    fastest: dict[str, Measurement] = {}
     for (family, form, precision), points in lines.items():
         points.sort(key=lambda m: m.accuracy)
+        color = colors.setdefault((form, precision), f'C{len(colors)}')
         axes.plot([1e3 * m.median for m in points],
                   [m.accuracy for m in points],
                   'o-' if family == 'VanillaNet' else 's--',
-                  color=f'C{forms.index((form, precision)) % 10}',
+                  color=color,
                   label=f'{family}: {FORMS[form]}, {precision}')
         for m in points:
-            axes.annotate(
-                m.model.removeprefix('VanillaNet-'),
-                (1e3 * m.median, m.accuracy),
-                textcoords='offset points',
-                xytext=(4, -10),
-                fontsize=7)
+            if m.median < fastest.setdefault(m.model, m).median:
+                fastest[m.model] = m
+    for m in fastest.values():
+        axes.annotate(
+            m.model, (1e3 * m.median, m.accuracy),
+            textcoords='offset points',
+            xytext=(-4, 5),
+            ha='right' if m.model in OURS else 'left',
+            fontsize=7)
     axes.set_xlabel(f'latency, ms: batch {batch}, {result.machine["name"]}, '
                     f'{result.settings["threads"]} threads (measured)')
     axes.set_ylabel("ImageNet top-1, % (VanillaNet: the paper's; others: "

@@ -246,14 +246,17 @@ class VanillaNet(BaseBackbone):
             tuple[Tensor]: For each of ``out_indices``, in ascending order of
             stages, a map of (N, dims[i + 1], H_i, W_i).
         """
-        if is_eager_on_cpu(x):
+        reordered = is_eager_on_cpu(x)
+        if reordered:
             x = x.contiguous(memory_format=torch.channels_last)
         x = self._run(self.stem, x)
         outs = []
         for i, stage in enumerate(self.stages):
             x = self._run(stage, x)
             if i in self.out_indices:
-                outs.append(x)
+                # mmcv's ops for the CPU, RoIAlign among them, take any map
+                # for a contiguous one and would read another order wrongly.
+                outs.append(x.contiguous() if reordered else x)
         return tuple(outs)
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:

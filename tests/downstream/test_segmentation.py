@@ -1,0 +1,137 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from tiny import ROOT, read
+
+NEEDS = 'the README tells how to install the toolboxes'
+pytest.importorskip('mmseg', reason=f'no mmseg: {NEEDS}')
+pytest.importorskip(
+    'mmcv.ops',
+    reason=f'mmcv has no compiled ops: {NEEDS}',
+    exc_type=ImportError)
+
+from downstream.runs import (  # noqa: E402
+    CONFIGS,
+    build,
+    one_step,
+    train_and_merge,
+    without_pretrained,
+)
+from mmengine.structures import PixelData  # noqa: E402
+from mmseg.apis import MMSegInferencer  # noqa: E402
+from mmseg.structures import SegDataSample  # noqa: E402
+
+FULL = (
+    ROOT / 'configs' / 'segmentation' /
+    'upernet_vanillanet-13_8xb2-160k_ade20k-512x512.py')
+
+
+@pytest.fixture(scope='module')
+def run(shapes, tmp_path_factory):
+    return train_and_merge('upernet', shapes,
+                           tmp_path_factory.mktemp('upernet'))
+
+
+def batch(height: int, width: int, count: int = 1) -> dict:
+    image = np.full((height, width, 3), 90, np.uint8)
+    image[8:24, 8:24] = (220, 30, 30)
+    labels = np.zeros((1, height, width), np.int64)
+    labels[:, 8:24, 8:24] = 1
+    samples = []
+    for _ in range(count):
+        sample = SegDataSample(
+            metainfo=dict(
+                img_shape=(height, width), ori_shape=(height, width)))
+        sample.gt_sem_seg = PixelData(data=torch.from_numpy(labels))
+        samples.append(sample)
+    return dict(
+        inputs=[torch.from_numpy(image).permute(2, 0, 1)] * count,
+        data_samples=samples)
+
+
+def test_full_size():
+    cfg = without_pretrained(FULL)
+    cfg.model.data_preprocessor.size = (64, 64)
+    # Two: a batch norm behind the pyramid's 1x1 pooling needs several values.
+    data = batch(64, 64, count=2)
+    result, _ = one_step(cfg, data)
+    assert result.pred_sem_seg.data.shape == (1, 64, 64)
+
+
+def test_setup():
+    cfg = Config.fromfile(FULL)
+    assert cfg.model.backbone.act_num == 4
+    assert [i % 11 for i in cfg.model.backbone.out_indices] == [0, 1, 8, 10]
+    assert cfg.model.decode_head.in_channels == [512, 1024, 2048, 4096]
+    assert cfg.model.auxiliary_head.in_channels == 2048
+    assert cfg.sync_bn == 'torch'
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == 160000
+    assert cfg.param_scheduler[-1].type == 'PolyLR'
+
+
+def test_learns_and_merges(run):
+    # In an iteration-based loop, from scratch, with the hook.
+    assert 'lambda: 0.4960' in run.log
+    assert run.lams() == {1.0}
+    before, after = run.test(), run.test_merged()
+    print(f'upernet: mIoU {before["mIoU"]} in {run.seconds:.0f} s')
+    assert before['mIoU'] >= 70
+    assert before.keys() == after.keys()
+    for key in before:
+        # In percent: the fifth decimal of the share.
+        assert round(before[key], 3) == round(after[key], 3), key
+    assert run.test('--deploy') == before
+    assert run.seconds < 360
+
+
+def test_merged_has_no_train_form(run):
+    merged = read(run.merged)['state_dict']
+    backbone = [k for k in merged if k.startswith('backbone.')]
+    assert not [k for k in backbone if '.norm' in k or k.endswith('.lam')]
+    assert len(backbone) == 5 * 4
+
+
+def test_merges_without_data(run, tmp_path):
+    report = run.merge_without_data(tmp_path / 'out.pth')
+    assert 'random images' in report
+    merged, again = [
+        read(path)['state_dict'] for path in (run.merged, tmp_path / 'out.pth')
+    ]
+    assert merged.keys() == again.keys()
+    assert all(torch.equal(merged[k], again[k]) for k in merged)
+
+
+def test_merged_segments_the_same(run, shapes):
+    files = [str(path) for path in sorted((shapes / 'val').iterdir())]
+    before, after = [
+        MMSegInferencer(
+            model=str(config), weights=str(checkpoint), device='cpu')(
+                files, return_datasamples=True, batch_size=8)
+        for config, checkpoint in [(run.config, run.checkpoint),
+                                   (run.merged_config, run.merged)]
+    ]
+    assert len(before) == len(files) == 80
+    pixels = wrong = shape_pixels = 0
+    for a, b in zip(before, after):
+        a, b = a.pred_sem_seg.data, b.pred_sem_seg.data
+        pixels += a.numel()
+        wrong += int((a != b).sum())
+        shape_pixels += int((a > 0).sum())
+    assert shape_pixels > 0.05 * pixels
+    assert wrong <= 1e-4 * pixels
+
+
+@pytest.mark.parametrize('size', [(32, 32), (33, 47), (65, 127), (40, 101)])
+def test_any_size(size):
+    cfg = Config.fromfile(CONFIGS / 'upernet_shapes.py')
+    model, optim_wrapper = build(cfg)
+    model.init_weights()
+    losses = model.train().train_step(batch(*size, count=2), optim_wrapper)
+    assert torch.isfinite(losses['loss'])
+    # No padding when testing: UPerNet resizes what does not fit.
+    result, = model.eval().test_step(batch(*size))
+    assert result.pred_sem_seg.data.shape == (1, *size)

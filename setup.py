@@ -17,7 +17,7 @@ openmmlab = ['mmpretrain>=1.2.0', 'mmengine>=0.10.7', 'mmcv-lite>=2.0.0']
 downstream = ['onedl-mmdetection>=3.5.1', 'onedl-mmsegmentation>=1.4.2',
               'ftfy']
 export = ['onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf']
-tests = ['pytest', 'pytest-xdist', 'tensorboard']
+tests = ['pytest', 'pytest-xdist', 'tensorboard', 'timm']
 
 
 class BuildWithMim(build_py):

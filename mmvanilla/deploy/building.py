@@ -54,14 +54,19 @@ def build_model(cfg: Config) -> nn.Module:
     """Build a config's model, in eval mode, with random weights.
 
     Raises:
-        UserError: If the config has no model.
+        UserError: If the config has no model, or one whose arguments refuse
+            their values.
     """
     if 'model' not in cfg:
         raise UserError(f'{cfg.filename} has no model')
     with scope_of(cfg):
         # Weights come from the checkpoint that is loaded next, so what
         # `init_cfg` would do, or download, is left out.
-        return MODELS.build(copy.deepcopy(cfg.model)).eval()
+        try:
+            return MODELS.build(copy.deepcopy(cfg.model)).eval()
+        except ValueError as e:
+            raise UserError(f'cannot build the model of {cfg.filename}: {e}'
+                            ) from e
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> dict:
@@ -261,5 +266,7 @@ def random_batches(cfg: Config, samples: int) -> list[dict]:
 
 
 def _image_channels(cfg: Config) -> int:
-    backbone = cfg.model.get('backbone') or {}
-    return backbone.get('in_channels', 3)
+    node = cfg.model.get('backbone') or cfg.model
+    while isinstance(node.get('model'), dict):  # WithDeepTraining around it
+        node = node['model'].get('backbone') or node['model']
+    return node.get('in_channels', 3)

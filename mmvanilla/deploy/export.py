@@ -234,14 +234,20 @@ def replace_all(paths: list[Path]) -> Iterator[list[Path]]:
 class Network(nn.Module):
     """A classifier's logits, or a backbone's feature maps, of images."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module | None = None):
+    def __init__(self,
+                 backbone: nn.Module,
+                 head: nn.Module | None = None,
+                 neck: nn.Module | None = None):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.neck = neck
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C, H, W) -> logits alone, or the feature maps."""
         feats = self.backbone(x.to(next(self.parameters()).dtype))
+        if self.neck is not None:
+            feats = self.neck(feats)
         outputs = feats if self.head is None else [self.head(feats)]
         return [out.float() for out in outputs]
 
@@ -256,11 +262,12 @@ def make_network(model: nn.Module, part: str = 'model') -> nn.Module:
         raise UserError(f'a {type(model).__name__} has no backbone to export')
     if part == 'backbone':
         return Network(model.backbone).eval()
-    if not hasattr(model, 'head') or getattr(model, 'with_neck', False):
+    if not hasattr(model, 'head'):
         raise UserError(
             f'a {type(model).__name__} is exported by its backbone: take '
             '--part backbone')
-    return Network(model.backbone, model.head).eval()
+    return Network(model.backbone, model.head,
+                   getattr(model, 'neck', None)).eval()
 
 
 def describe(cfg: Config, model: nn.Module, meta: dict, inputs: list[Tensor],

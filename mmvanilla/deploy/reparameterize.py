@@ -28,7 +28,7 @@ from .compare import Comparison
 from .tables import markdown_table
 
 DEPLOYABLE = ('VanillaNet', 'VanillaNetHead', 'DeepTrainingConv2d',
-              'SeriesActivation')
+              'SeriesActivation', 'WithDeepTraining')
 TRAINING_HOOKS = ('DeepTrainingHook', 'ReparameterizeHook', 'EMAHook')
 
 
@@ -197,8 +197,10 @@ def _deploy_in_place(node) -> None:
         kind = node.get('type')
         if isinstance(kind, str) and kind.split('.')[-1] in DEPLOYABLE:
             node['deploy'] = True
-            if _is_pretrained(node.get('init_cfg')):
-                node.pop('init_cfg')
+        if _is_pretrained(node.get('init_cfg')):
+            node.pop('init_cfg')
+        if node.get('pretrained'):  # as timm's networks and older ones have
+            node['pretrained'] = False if node['pretrained'] is True else None
         for child in node.values():
             _deploy_in_place(child)
 

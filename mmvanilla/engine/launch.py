@@ -188,9 +188,12 @@ def _build_runner(cfg: Config) -> Runner:
                 broadcast_buffers=False,
                 find_unused_parameters=cfg.get('find_unused_parameters',
                                                False)))
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    try:
+        if 'runner_type' in cfg:
+            return RUNNERS.build(cfg)
+        return Runner.from_cfg(cfg)
+    except ValueError as e:
+        raise UserError(f'cannot build what {cfg.filename} says: {e}') from e
 
 
 def _leave_out_amp(cfg: Config) -> None:

@@ -101,6 +101,11 @@ class DeepTrainingConv2d(Conv2d):
     It is a registered convolution layer: ``conv_cfg=dict(
     type='DeepTrainingConv2d')`` gives deep training to any OpenMMLab network.
 
+    Weights of a plain convolution, ``weight`` and ``bias``, load into the
+    train form as well, where ``mid_channels`` is ``out_channels``: lambda is
+    then 1 and the answers in eval mode are those of that convolution. So
+    published weights of a network are where its deep training starts.
+
     Args:
         in_channels (int): Channels of the input.
         out_channels (int): Channels of the output.
@@ -198,6 +203,39 @@ class DeepTrainingConv2d(Conv2d):
             x = self.norm2(x)
         return x
 
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if not self.deploy:
+            self._expand_plain_weights(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _expand_plain_weights(self, state_dict: dict, prefix: str) -> None:
+        """Turn a plain convolution's entries into those of the pair.
+
+        The first convolution takes them, the second starts as the identity
+        and the norms let pass what they get.
+        """
+        weight = state_dict.get(prefix + 'weight')
+        if (weight is None or weight.shape != self.conv1.weight.shape
+                or self.conv1.out_channels != self.conv2.out_channels):
+            return
+        with torch.no_grad():
+            nn.init.dirac_(self.conv2.weight, self.groups)
+            for conv in (self.conv1, self.conv2):
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
+            for norm in (self.norm1, self.norm2):
+                if norm is not None:
+                    pass_through(norm)
+        entries = self.state_dict()
+        del entries['act.lam']  # without it lambda is 1, as it must be here
+        entries['conv1.weight'] = state_dict.pop(prefix + 'weight')
+        for name in ('conv1.bias', 'norm1.bias'):
+            # Where neither is there, the bias is reported as unexpected.
+            if name in entries and prefix + 'bias' in state_dict:
+                entries[name] = state_dict.pop(prefix + 'bias')
+        for name, value in entries.items():
+            state_dict.setdefault(prefix + name, value.clone())
+
     @property
     def lam(self) -> float:
         """float: Lambda of the activation; 1 in deploy form."""
@@ -242,6 +280,16 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None,
         return weight, bias
     return fold_norm(weight, bias, norm.running_mean, norm.running_var,
                      norm.eps, norm.weight, norm.bias)
+
+
+def pass_through(norm: _BatchNorm) -> None:
+    """Let a batch norm, in eval mode, give out what it gets."""
+    with torch.no_grad():
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+        if norm.affine:
+            norm.weight.fill_(1)
+            norm.bias.zero_()
 
 
 def build_batch_norm(norm_cfg: dict | None,

@@ -27,6 +27,8 @@ from mmdet.structures.mask import BitmapMasks  # noqa: E402
 from mmengine.model import convert_sync_batchnorm  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
+from mmvanilla.deploy.reparameterize import reparameterize  # noqa: E402
+
 NAMES = ['retinanet', 'mask-rcnn']
 FULL = {
     name: ROOT / 'configs' / 'detection' /
@@ -175,6 +177,35 @@ def test_merged_detects_the_same(runs, shapes, name):
     assert detections > len(files)
     assert ('mask-rcnn' in name) == (pixels > 0)
     assert wrong <= 1e-4 * pixels
+
+
+def test_bricks_in_a_detectors_own_backbone(tmp_path):
+    """mmdet's ResNet, changed by mmpretrain's wrapper, trained and merged."""
+    cfg = Config.fromfile(CONFIGS / 'retinanet_shapes.py')
+    cfg.model.backbone = dict(
+        type='mmpretrain.WithDeepTraining',
+        model=dict(
+            type='ResNet', depth=18, base_channels=8, stem_channels=8,
+            out_indices=(1, 2, 3)),
+        act_cfg=dict(type='SeriesActivation', act_num=1),
+        input_shape=[3, 64, 64])
+    cfg.model.neck.in_channels = [16, 32, 64]
+    # Instead of the one that knows VanillaNet's layers.
+    cfg.optim_wrapper.update(
+        constructor='DefaultOptimWrapperConstructor', paramwise_cfg={})
+    model, optim_wrapper = build(cfg)
+    assert type(model.backbone).__module__.startswith('mmdet.')
+    model.init_weights()
+    losses = model.train().train_step(batch(64, 64, count=2), optim_wrapper)
+    assert torch.isfinite(losses['loss'])
+    config, checkpoint = tmp_path / 'config.py', tmp_path / 'model.pth'
+    cfg.dump(config)
+    torch.save(model.state_dict(), checkpoint)
+    report = reparameterize(
+        Config.fromfile(config), checkpoint, tmp_path / 'out.pth', samples=2)
+    assert report.bricks == 20 + 17
+    assert "type='mmpretrain.WithDeepTraining'" in (
+        tmp_path / 'out.py').read_text()
 
 
 def test_visualizer_draws_detections(runs, shapes):

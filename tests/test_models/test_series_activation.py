@@ -2,7 +2,11 @@
 import pytest
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.model import ExponentialMovingAverage
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mmvanilla.models import SeriesActivation
 
@@ -87,3 +91,76 @@ def test_as_act_cfg_of_any_network():
 def test_refusals(kwargs):
     with pytest.raises(ValueError):
         SeriesActivation(**kwargs)
+
+
+def has_all_parameters(module: nn.Module) -> bool:
+    return not any(is_lazy(p) for p in module.parameters())
+
+
+ACT = dict(type='SeriesActivation', act_num=1)
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('VGG', dict(depth=11, norm_cfg=dict(type='BN'))),
+    ('VGG', dict(depth=11)),
+    ('RepVGG', dict(arch='A0')),
+    ('MobileNetV2', dict(widen_factor=0.25)),
+    ('EfficientNet', dict(arch='b0')),
+    ('ShuffleNetV2', dict()),
+])
+@pytest.mark.parametrize('deploy', [False, True])
+def test_channels_before_the_first_input(name, kwargs, deploy):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        network = MODELS.build(
+            dict(kwargs, type=name, act_cfg=dict(ACT, deploy=deploy)))
+    assert has_all_parameters(network)
+    acts = [m for m in network.modules() if isinstance(m, SeriesActivation)]
+    assert len(acts) > 5
+    network.eval()
+    # Each would refuse a map of another width than it found.
+    network(torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize('order', [('conv', 'norm', 'act'),
+                                   ('norm', 'act', 'conv'),
+                                   ('act', 'conv', 'norm')])
+def test_channels_follow_the_order_of_a_block(order):
+    module = ConvModule(
+        3, 8, 3, norm_cfg=dict(type='BN'), order=order,
+        act_cfg=dict(ACT, type='mmpretrain.SeriesActivation'))
+    assert module.activate.num_channels == (8 if order[0] == 'conv' else 3)
+    module(torch.randn(2, 3, 6, 6))
+
+
+def test_channels_from_the_layer_before():
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.MaxPool2d(2), nn.Dropout2d(),
+        SeriesActivation(),
+        nn.Sequential(nn.Conv2d(8, 5, 1), nn.BatchNorm2d(5)),
+        SeriesActivation())
+    assert network[3].num_channels == 8 and network[5].num_channels == 5
+    assert has_all_parameters(network)
+    # What an unknown layer gives out is not guessed.
+    assert nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2),
+                         SeriesActivation())[2].num_channels is None
+
+
+def test_an_average_of_the_weights_before_the_first_input():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), SeriesActivation())
+    average = ExponentialMovingAverage(network)
+    average.update_parameters(network)
+    x = torch.randn(2, 3, 6, 6)
+    network.eval(), average.eval()
+    torch.testing.assert_close(average(x), network(x))
+
+
+def test_channels_last_are_refused():
+    with pytest.raises(ValueError, match='Sequential it follows a Linear'):
+        nn.Sequential(nn.Linear(3, 4), SeriesActivation())
+
+
+def test_another_width_is_refused():
+    act = SeriesActivation(4)
+    for shape in [(1, 5, 6, 6), (1, 4)]:
+        with pytest.raises(RuntimeError, match='of 4 channels got an input'):
+            act(torch.randn(shape))

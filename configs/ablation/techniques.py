@@ -1,0 +1,61 @@
+# What each of the two ideas brings, to a plain network and to a deep one.
+_base_ = '_base_/digits.py'
+
+model = dict(
+    neck=dict(type='GlobalAveragePooling'), head=dict(type='LinearClsHead'))
+
+networks = {
+    'VanillaNet-6': dict(
+        # A sixteenth as wide.
+        backbone=dict(
+            type='PlainNet',
+            dims=[32, 64, 128, 256, 256],
+            strides=[2, 2, 2, 1],
+            in_channels=1),
+        channels=256,
+        paper=[59.58, 60.53, 75.23, 76.36]),
+    'AlexNet': dict(
+        # A quarter as wide.
+        backbone=dict(type='NarrowAlexNet', width=24, in_channels=1),
+        channels=1024,
+        paper=[57.52, 59.09, 61.12, 63.59]),
+    'ResNet-50': dict(
+        # An eighth as wide.
+        backbone=dict(
+            type='ResNet',
+            depth=50,
+            in_channels=1,
+            stem_channels=8,
+            base_channels=8),
+        channels=256,
+        paper=[76.13, 76.16, 76.30, 76.27]),
+}
+# Fully connected layers work on maps of 1 x 1, without neighbours to gather.
+acts = ['stem*', 'stages.*', 'features.*', 'relu', 'layer*']
+techniques = {
+    'neither': dict(convs=None, acts=None),
+    'deep training': dict(convs='*', acts=None),
+    'series activation': dict(convs=None, acts=acts),
+    'both': dict(convs='*', acts=acts),
+}
+hooks = [dict(type='DeepTrainingHook', decay_epochs=12)]
+
+grid = dict(
+    title='Deep training and series activations in three networks',
+    rows=[
+        dict(
+            group=group,
+            name=name,
+            change=dict(
+                model=dict(
+                    backbone=dict(
+                        type='WithDeepTraining',
+                        model=network['backbone'],
+                        input_shape=[1, 64, 64],
+                        **technique),
+                    head=dict(in_channels=network['channels'])),
+                custom_hooks=hooks if technique['convs'] else []),
+            paper=paper) for group, network in networks.items()
+        for (name, technique), paper in zip(techniques.items(),
+                                            network['paper'])
+    ])

@@ -1,0 +1,124 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""An ablation as a table and as a plot, beside the paper's figures."""
+from pathlib import Path
+
+from ..deploy.tables import markdown_table
+from ..files import check_writable, replace_atomically
+from .ablation import Ablation, Row
+
+
+def write_report(ablation: Ablation, out: str | Path) -> list[Path]:
+    """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into a folder.
+
+    Returns:
+        list[Path]: The three files.
+
+    Raises:
+        UserError: If they cannot be written; none is then changed.
+    """
+    paths = [
+        Path(out) / f'{ablation.name}.{kind}' for kind in ('md', 'json', 'png')
+    ]
+    for path in paths:
+        check_writable(path)
+    table, data, image = paths
+    with replace_atomically(table) as a, replace_atomically(
+            data) as b, replace_atomically(image) as c:
+        a.write_text(make_table(ablation) + '\n')
+        b.write_text(ablation.to_json())
+        plot(ablation, c)
+    return paths
+
+
+def make_table(ablation: Ablation) -> str:
+    """The results in Markdown.
+
+    Each row has its accuracy in percent, mean and standard deviation over the
+    seeds, and how far it lies from the first row of its group; then the same
+    of the paper, where it has a figure.
+    """
+    has_groups = any(row.group for row in ablation.rows)
+    has_paper = any(row.paper is not None for row in ablation.rows)
+    seeds = f'{ablation.seeds} seed' + 's' * (ablation.seeds > 1)
+    header = ['network'] * has_groups + [
+        'setting', f'digits, top-1 % ({seeds})', 'gain'
+    ] + ['paper: ImageNet, top-1 %', 'gain'] * has_paper
+    lines = []
+    for rows in _groups(ablation).values():
+        first = rows[0]
+        for row in rows:
+            spread = '' if row.std is None else f' ± {row.std:.2f}'
+            line = [row.group] * has_groups + [
+                row.name, f'{row.mean:.2f}{spread}',
+                _gain(row.mean, first.mean, row is first)
+            ]
+            if has_paper and row.paper is None:
+                line += ['', '']
+            elif has_paper:
+                line += [
+                    f'{row.paper:.2f}',
+                    _gain(row.paper, first.paper, row is first)
+                ]
+            lines.append(tuple(line))
+    return markdown_table(header, lines)
+
+
+def plot(ablation: Ablation, path: Path) -> None:
+    """Draw our figures, mean and deviation, and below them the paper's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    groups = _groups(ablation)
+    has_paper = any(row.paper is not None for row in ablation.rows)
+    longest = max(len(row.name) for row in ablation.rows)
+    figure = Figure(
+        figsize=(2 + max(3, 0.8 * len(ablation.rows)), 3 + 2.5 * has_paper +
+                 0.03 * longest),
+        layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        1 + has_paper, len(groups), sharey='row', sharex='col', squeeze=False)
+    for column, (group, rows) in enumerate(groups.items()):
+        names = [row.name for row in rows]
+        axes[0, column].set_title(group, fontsize=9)
+        axes[0, column].errorbar(
+            names, [row.mean for row in rows],
+            [row.std or 0 for row in rows],
+            fmt='o',
+            capsize=4,
+            color='C0')
+        for row in rows:
+            axes[0, column].plot([row.name] * len(row.accuracies),
+                                 row.accuracies,
+                                 '.',
+                                 color='C0',
+                                 alpha=0.35)
+        if has_paper:
+            known = [row for row in rows if row.paper is not None]
+            axes[1, column].plot([row.name for row in known],
+                                 [row.paper for row in known],
+                                 's',
+                                 color='C1')
+        for axis in axes[:, column]:
+            axis.grid(alpha=0.3)
+        axes[-1, column].tick_params('x', rotation=45 if longest < 20 else 80)
+        for label in axes[-1, column].get_xticklabels():
+            label.set(ha='right', rotation_mode='anchor', fontsize=8)
+    axes[0, 0].set_ylabel(
+        f'digits, top-1 %\nmean and deviation of {ablation.seeds} seeds',
+        fontsize=8)
+    if has_paper:
+        axes[1, 0].set_ylabel('ImageNet, top-1 %\nas the paper reports it',
+                              fontsize=8)
+    figure.suptitle(ablation.title, fontsize=10)
+    figure.savefig(path, dpi=110, metadata=dict(Software='mmvanilla'))
+
+
+def _groups(ablation: Ablation) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in ablation.rows:
+        groups.setdefault(row.group, []).append(row)
+    return groups
+
+
+def _gain(value: float, first: float | None, is_first: bool) -> str:
+    return '' if is_first or first is None else f'{value - first:+.2f}'

@@ -113,6 +113,18 @@ class SeriesActivation(nn.Module):
         with torch.no_grad():
             self.reset_parameters()
 
+    @torch.jit.unused
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or torch.jit.is_tracing():
+            return  # torch.fx traces with what is no tensor
+        if x.dim() != 4 or x.shape[1] != self.num_channels:
+            raise RuntimeError(
+                f'SeriesActivation of {self.num_channels} channels got an '
+                f'input of {tuple(x.shape)}: give num_channels where they '
+                'were read off wrongly; an activation that a block calls with '
+                'several widths (a Bottleneck of ResNet) takes '
+                'mmvanilla.models.add_deep_training')
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, num_channels, H, W) -> the same shape.
 
@@ -121,14 +133,8 @@ class SeriesActivation(nn.Module):
         """
         if self.num_channels is None:
             self._materialize(x.shape[1])
-        if not torch.jit.is_scripting() and (x.dim() != 4 or x.shape[1]
-                                             != self.num_channels):
-            raise RuntimeError(
-                f'SeriesActivation of {self.num_channels} channels got an '
-                f'input of {tuple(x.shape)}: give num_channels where they '
-                'were read off wrongly; an activation that a block calls with '
-                'several widths (a Bottleneck of ResNet) takes '
-                'mmvanilla.models.add_deep_training')
+        if not torch.jit.is_scripting():
+            self._check(x)
         x = self.act(x)
         # Backward, in channels_last, oneDNN pads each channel of the weight to
         # 256: slow and, on a small map, larger than all else.

@@ -1,6 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import numpy as np
 import pytest
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import DATASETS
 from sklearn.datasets import load_digits
 
@@ -33,12 +34,15 @@ def test_images_and_labels_are_scikit_learns():
 
 
 def test_registered_with_pipeline():
-    dataset = DATASETS.build(
-        dict(
-            type='DigitsDataset',
-            split='val',
-            pipeline=[dict(type='Resize', scale=32),
-                      dict(type='PackInputs')]))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        dataset = DATASETS.build(
+            dict(
+                type='DigitsDataset',
+                split='val',
+                pipeline=[
+                    dict(type='Resize', scale=32),
+                    dict(type='PackInputs')
+                ]))
     sample = dataset[0]
     assert sample['inputs'].shape == (1, 32, 32)
     assert dataset.metainfo['classes'] == tuple('0123456789')

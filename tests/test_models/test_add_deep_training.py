@@ -397,6 +397,21 @@ def test_gradients_are_the_same_with_checkpointing():
         torch.testing.assert_close(a.grad, b.grad)
 
 
+def test_calls_are_counted_where_the_network_is_captured():
+    network = changed(ResNet(50, base_channels=8, stem_channels=8))
+    network.eval()
+    x = torch.randn(1, *SHAPE)
+    with torch.no_grad():
+        expected = features(network, x)
+        compiled = torch.compile(network, backend='eager', fullgraph=True)
+        for _ in range(2):
+            torch.testing.assert_close(features(compiled, x), expected)
+        switch_to_deploy(network)
+        expected = features(network, x)
+        program = torch.export.export(network, (x, )).module()
+        torch.testing.assert_close(features(program, x), expected)
+
+
 class Shared(nn.Module):
     """One head for maps of several sizes, and one ReLU for two blocks."""
 

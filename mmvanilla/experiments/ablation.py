@@ -178,7 +178,7 @@ def run_config(cfg: Config, change: dict, epochs: int, seed: int) -> Config:
         entries = cfg.get(part) or []
         for entry in [entries] if isinstance(entries, dict) else entries:
             for key in IN_EPOCHS:
-                if isinstance(entry.get(key), int):
+                if isinstance(entry.get(key), int) and entry[key] > 0:
                     entry[key] = max(1, math.floor(ratio * entry[key]))
     cfg.randomness = dict(seed=seed)
     return cfg
@@ -189,6 +189,9 @@ def _check_grid(cfg: Config) -> dict:
     if not isinstance(grid, dict) or not {'title', 'rows'} <= set(grid):
         raise UserError(f'{cfg.filename} is no grid: it must have a "grid" of '
                         'a title and rows')
+    if 'max_epochs' not in cfg.get('train_cfg', {}):
+        raise UserError(f'{cfg.filename} does not say how long to train: its '
+                        'train_cfg must have max_epochs')
     for row in grid['rows']:
         if not {'name', 'change'} <= set(row):
             raise UserError(f'a row of {cfg.filename} lacks its name or its '

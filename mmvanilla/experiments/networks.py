@@ -28,7 +28,9 @@ class PlainNet(BaseBackbone):
                  strides: Sequence[int],
                  in_channels: int = 3,
                  init_cfg: dict | Sequence[dict] | None = INIT_CFG) -> None:
-        super().__init__(init_cfg=list(init_cfg))
+        if isinstance(init_cfg, tuple):
+            init_cfg = list(init_cfg)
+        super().__init__(init_cfg=init_cfg)
 
         def make_stage(in_channels, out_channels, kernel_size, stride, pool):
             layers = [

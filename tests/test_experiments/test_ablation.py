@@ -130,6 +130,13 @@ def test_each_run_is_one_of_the_seed():
     assert half.train_cfg.max_epochs == half.train_cfg.val_interval == 18
     assert half.param_scheduler.T_max == 18
     assert half.custom_hooks[0].decay_epochs == 6
+    cfg.param_scheduler = [
+        dict(type='LinearLR', begin=0, end=4),
+        dict(type='CosineAnnealingLR', begin=4, end=36, T_max=32)
+    ]
+    warm_up, cosine = run_config(cfg, dict(), 18, 0).param_scheduler
+    assert (warm_up.begin, warm_up.end) == (0, 2)
+    assert (cosine.begin, cosine.end, cosine.T_max) == (2, 18, 16)
 
 
 ROWS = [
@@ -171,6 +178,7 @@ def test_report_of_one_seed_and_no_paper(tmp_path):
     ('seires', [], 'there is no grid "seires": take one of depth, schedule'),
     ('none.py', [], 'no config at none.py'),
     ('no_grid.py', [], 'no_grid.py is no grid'),
+    ('no_epochs.py', [], 'its train_cfg must have max_epochs'),
     ('no_change.py', [], 'a row of no_change.py lacks its name or its change'),
     ('twice.py', [], 'the rows of twice.py must be some, of different names'),
     ('series', ['--seeds', '0'], '--seeds must be positive, but got 0'),
@@ -184,6 +192,7 @@ def test_refusals(tmp_path, monkeypatch, capfd, grid, options, message):
         'twice': "[dict(name='a', change=dict())] * 2"
     }
     (tmp_path / 'no_grid.py').write_text('x = 1')
+    (tmp_path / 'no_epochs.py').write_text("grid = dict(title='', rows=[])")
     for name, text in rows.items():
         (tmp_path / f'{name}.py').write_text(
             f"grid = dict(title='', rows={text})\n"

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """VanillaNet as what a detector or a segmentor needs of a backbone."""
+import os
 import re
 import subprocess
 import sys
@@ -102,19 +103,24 @@ model(x)[0].sum().backward()
 print(peak() - before)
 '''
 
+# What is freed leaves the process at once, in every thread, so that a peak is
+# of what is in use and not of glibc's reserves.
+MEMORY_RETURNED = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536')
+
 
 def test_with_cp_saves_memory():
     plain, saving = [
         float(
             subprocess.run([sys.executable, '-c', PEAK, str(with_cp)],
                            cwd=ROOT,
+                           env=dict(os.environ, **MEMORY_RETURNED),
                            capture_output=True,
                            text=True,
                            check=True).stdout.split()[-1])
         for with_cp in (False, True)
     ]
     # Megabytes; about one activation of the five that a stage keeps is left.
-    assert saving < 0.6 * plain, (saving, plain)
+    assert saving < 0.4 * plain, (saving, plain)
 
 
 def test_lambda_is_one_without_a_hook():

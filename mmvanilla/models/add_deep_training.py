@@ -301,7 +301,7 @@ class _Call:
 
     layer: nn.Module
     block: nn.Module | None  # whose forward calls it
-    turn: int  # the how manieth call of that block
+    turn: int  # which call of that block
     input: Tensor
     maker: nn.Module | None  # the layer that the input comes from
     keeps_shape: bool = False

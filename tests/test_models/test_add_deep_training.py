@@ -7,7 +7,13 @@ import torch
 import torchvision
 from golden import relative_l2
 from mmengine.registry import DefaultScope
-from mmpretrain.models.backbones import VGG, AlexNet, MobileNetV2, ResNet
+from mmpretrain.models.backbones import (
+    VGG,
+    AlexNet,
+    MobileNetV2,
+    RepVGG,
+    ResNet,
+)
 from mmpretrain.registry import MODELS
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
@@ -62,6 +68,7 @@ NETWORKS = {
     'AlexNet': (lambda **kw: changed(AlexNet(), **kw), 5, 5),
     'MobileNetV2': (lambda deploy=False: MobileNetV2(
         widen_factor=0.25, **in_form(deploy)), 52, 35),
+    'RepVGG': (lambda deploy=False: RepVGG('A0', **in_form(deploy)), 44, 22),
     'torchvision plain stack':
     (lambda **kw: changed(plain_stack(), **kw), 7, 5),
     'torchvision ConvNeXt': (lambda **kw: changed(

@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
-from mmvanilla.models import find_activations
+from mmvanilla.layers import find_activations
 
 
 @HOOKS.register_module(force=True)

@@ -8,9 +8,9 @@ in the same run.
 """
 import argparse
 
-from mmvanilla.deploy.benchmark import FORMS, benchmark
-from mmvanilla.errors import exit_on_user_error
-from mmvanilla.files import check_writable
+from mmvanilla.benchmark.measure import FORMS, benchmark
+from mmvanilla.utils.errors import exit_on_user_error
+from mmvanilla.utils.files import check_writable
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,7 +4,7 @@
 import argparse
 
 from mmvanilla.checkpoints import convert
-from mmvanilla.errors import exit_on_user_error
+from mmvanilla.utils.errors import exit_on_user_error
 
 
 def parse_args():

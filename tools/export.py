@@ -9,9 +9,9 @@ import argparse
 
 from mmengine.config import DictAction
 
-from mmvanilla.deploy.building import read_config
-from mmvanilla.deploy.export import PRECISIONS, SUFFIXES, export
-from mmvanilla.errors import exit_on_user_error
+from mmvanilla.export.export import PRECISIONS, SUFFIXES, export
+from mmvanilla.utils.building import read_config
+from mmvanilla.utils.errors import exit_on_user_error
 
 
 def parse_args() -> argparse.Namespace:

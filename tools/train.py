@@ -7,7 +7,7 @@ import os
 from mmengine.config import DictAction
 
 from mmvanilla.engine.launch import train
-from mmvanilla.errors import exit_on_user_error
+from mmvanilla.utils.errors import exit_on_user_error
 
 
 def parse_args() -> argparse.Namespace:

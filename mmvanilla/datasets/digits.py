@@ -5,7 +5,7 @@ import numpy as np
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 
 @DATASETS.register_module()

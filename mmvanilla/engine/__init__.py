@@ -1,7 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-from .deep_training_hook import DeepTrainingHook
-from .layer_decay import VanillaNetLayerDecayConstructor
-from .reparameterize_hook import ReparameterizeHook
+from .hooks import DeepTrainingHook, ReparameterizeHook
+from .optimizers import VanillaNetLayerDecayConstructor
 
 __all__ = [
     'DeepTrainingHook', 'ReparameterizeHook',

@@ -13,10 +13,10 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import SCHEME, load_checkpoint
-from ..deploy.building import check_data, check_fit, read_config
-from ..errors import UserError
-from ..models.reparameterize import switch_to_deploy
+from ..checkpoints import SCHEME, check_fit, load_checkpoint
+from ..layers.forms import switch_to_deploy
+from ..utils.building import check_data, read_config
+from ..utils.errors import UserError
 
 
 def train(config: str,

@@ -4,7 +4,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from mmvanilla.models import find_activations
+from mmvanilla.layers import find_activations
 
 
 @HOOKS.register_module()

@@ -27,7 +27,7 @@ from mmdet.structures.mask import BitmapMasks  # noqa: E402
 from mmengine.model import convert_sync_batchnorm  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
-from mmvanilla.deploy.reparameterize import reparameterize  # noqa: E402
+from mmvanilla.reparam.merge import reparameterize  # noqa: E402
 
 NAMES = ['retinanet', 'mask-rcnn']
 FULL = {

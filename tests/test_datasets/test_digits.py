@@ -6,7 +6,7 @@ from mmpretrain.registry import DATASETS
 from sklearn.datasets import load_digits
 
 from mmvanilla.datasets import DigitsDataset
-from mmvanilla.errors import UserError
+from mmvanilla.utils.errors import UserError
 
 
 def test_splits_hold_every_digit_once():

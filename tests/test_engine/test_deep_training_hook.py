@@ -16,10 +16,11 @@ from mmpretrain.apis import get_model
 from tiny import assert_same_weights, build, lams, read, tiny_cfg, train
 from torch._dynamo.testing import CompileCounter
 
-from mmvanilla.deploy.building import build_model, load_weights
+from mmvanilla.checkpoints import load_weights
 from mmvanilla.engine import DeepTrainingHook
-from mmvanilla.errors import UserError
-from mmvanilla.models import find_activations, switch_to_deploy
+from mmvanilla.layers import find_activations, switch_to_deploy
+from mmvanilla.utils.building import build_model
+from mmvanilla.utils.errors import UserError
 
 
 class Recorder(Hook):

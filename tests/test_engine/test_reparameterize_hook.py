@@ -4,9 +4,10 @@ import torch
 from mmengine.config import Config
 from tiny import lams, read, tiny_cfg, train
 
-from mmvanilla.deploy.building import build_model, load_weights
+from mmvanilla.checkpoints import load_weights
 from mmvanilla.engine import ReparameterizeHook
-from mmvanilla.errors import UserError
+from mmvanilla.utils.building import build_model
+from mmvanilla.utils.errors import UserError
 
 
 def cfg_with_hook(work_dir, **kwargs):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import ROOT
 
+from mmvanilla.layers.forms import set_lam
 from mmvanilla.models import VanillaNet
-from mmvanilla.models.reparameterize import set_lam
 
 ARCH = dict(dims=[8, 8, 16, 16, 32], strides=[1, 2, 2, 2])
 STRIDES = [4, 8, 16, 32]

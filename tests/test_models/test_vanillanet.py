@@ -10,13 +10,13 @@ from mmpretrain.registry import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvanilla.checkpoints import from_authors
-from mmvanilla.models import (
+from mmvanilla.layers import (
     DeepTrainingConv2d,
     SeriesActivation,
-    VanillaNet,
     set_lam,
     switch_to_deploy,
 )
+from mmvanilla.models import VanillaNet
 
 GOLDEN = ['plain', 'act4_deep', 'ada_pool']
 TINY = dict(dims=[4, 8, 8, 12], strides=[2, 1, 2])

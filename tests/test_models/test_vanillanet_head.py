@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 
-from mmvanilla.models import VanillaNetHead, set_lam
+from mmvanilla.layers import set_lam
+from mmvanilla.models import VanillaNetHead
 
 
 def samples(labels):

@@ -6,10 +6,11 @@ from golden import relative_l2
 from mmengine.config import Config
 from tiny import assert_same_weights, read, refused, run_tool, tiny_cfg, train
 
-from mmvanilla.deploy.building import build_model, load_weights
-from mmvanilla.deploy.export import export
-from mmvanilla.deploy.reparameterize import reparameterize
-from mmvanilla.models import switch_to_deploy
+from mmvanilla.checkpoints import load_weights
+from mmvanilla.export.export import export
+from mmvanilla.layers import switch_to_deploy
+from mmvanilla.reparam.merge import reparameterize
+from mmvanilla.utils.building import build_model
 
 RESNET = dict(
     type='ResNet', depth=18, in_channels=1, stem_channels=4, base_channels=4)

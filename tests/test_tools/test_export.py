@@ -3,8 +3,8 @@
 import torch
 from mmengine.config import Config
 
-from mmvanilla.deploy.building import build_model
-from mmvanilla.deploy.export import read_metadata
+from mmvanilla.export.export import read_metadata
+from mmvanilla.utils.building import build_model
 
 from ..tiny import run_tool, tiny_cfg
 

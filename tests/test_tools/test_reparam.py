@@ -12,9 +12,9 @@ from golden import load, model_cfg, relative_l2
 from mmengine.config import Config
 from tiny import ROOT, read, refused, run_tool, tiny_cfg, train
 
-from mmvanilla.deploy.building import build_model, read_config
-from mmvanilla.deploy.reparameterize import reparameterize
-from mmvanilla.errors import UserError
+from mmvanilla.reparam.merge import reparameterize
+from mmvanilla.utils.building import build_model, read_config
+from mmvanilla.utils.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -247,7 +247,7 @@ def test_killed_while_it_writes(folder):
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 sys.argv = ['reparam.py', 'config.py', 'done.pth', 'out.pth']
-from mmvanilla import files
+from mmvanilla.utils import files
 files.os.replace = lambda *args: (print('writing', flush=True),
                                   time.sleep(100))
 import runpy

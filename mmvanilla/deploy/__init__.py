@@ -1,1 +1,0 @@
-# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.

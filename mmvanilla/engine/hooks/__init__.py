@@ -1,0 +1,5 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+from .deep_training_hook import DeepTrainingHook
+from .reparameterize_hook import ReparameterizeHook
+
+__all__ = ['DeepTrainingHook', 'ReparameterizeHook']

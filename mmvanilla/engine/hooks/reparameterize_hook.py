@@ -1,0 +1,92 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+from pathlib import Path
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmpretrain.registry import HOOKS
+
+from ...checkpoints import read_checkpoint
+from ...reparam.merge import reparameterize
+from ...utils.errors import UserError
+
+
+@HOOKS.register_module()
+class ReparameterizeHook(Hook):
+    """Merge the trained model into its deploy form when training ends.
+
+    Writes ``deploy.pth`` and ``deploy.py``, the config that builds it by
+    itself, into the work dir, after comparing both forms on the validation
+    data.
+
+    Args:
+        checkpoint (str): 'best', as ``CheckpointHook(save_best=...)`` kept
+            it, or 'last'. Where the best one was saved before lambda reached
+            1, it cannot be merged, and the last one is taken, with a warning.
+            Defaults to 'best'.
+        tol (float): The largest difference that is let pass, relative to the
+            largest output. Defaults to 1e-4.
+        samples (int): How many validation samples to compare on.
+            Defaults to 64.
+
+    Raises:
+        UserError: If ``checkpoint`` is neither; after training, if there is
+            no checkpoint or it cannot be merged.
+
+    Example:
+        >>> custom_hooks = [
+        ...     dict(type='DeepTrainingHook', decay_epochs=100),
+        ...     dict(type='ReparameterizeHook')
+        ... ]
+    """
+
+    # After CheckpointHook has written the last checkpoint.
+    priority = 'LOWEST'
+
+    def __init__(self,
+                 checkpoint: str = 'best',
+                 tol: float = 1e-4,
+                 samples: int = 64) -> None:
+        if checkpoint not in ('best', 'last'):
+            raise UserError("ReparameterizeHook's checkpoint must be 'best' "
+                            f"or 'last', but got {checkpoint!r}")
+        self.checkpoint = checkpoint
+        self.tol = tol
+        self.samples = samples
+
+    @master_only
+    def after_train(self, runner) -> None:
+        """Merge, verify and write."""
+        source = self._find_checkpoint(runner)
+        out = Path(runner.work_dir) / 'deploy.pth'
+        report = reparameterize(runner.cfg, source, out, self.tol,
+                                self.samples)
+        runner.logger.info(
+            f'Merged {source} into {out}:\n{report.table()}')
+
+    def _find_checkpoint(self, runner) -> str:
+        info = runner.message_hub.runtime_info
+        last = info.get('last_ckpt')
+        if self.checkpoint == 'last':
+            found = [last]
+        else:
+            best: list[str] = [
+                path for key, path in info.items()
+                if key.startswith('best_ckpt')
+            ]
+            found = best + [last]
+        found = [path for path in found if path and Path(path).is_file()]
+        if not found:
+            raise UserError('ReparameterizeHook found no checkpoint in '
+                            f'{runner.work_dir}: let CheckpointHook save one')
+        if len(found) > 1 and _lowest_lam(found[0]) < 1:
+            runner.logger.warning(
+                f'{found[0]} was saved before lambda reached 1 and cannot be '
+                f'merged; merging {found[-1]} instead.')
+            return found[-1]
+        return found[0]
+
+
+def _lowest_lam(checkpoint: str) -> float:
+    state_dict = read_checkpoint(checkpoint)['state_dict']
+    return min((float(value) for key, value in state_dict.items()
+                if key.endswith('.lam')), default=1.0)

@@ -1,0 +1,343 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.utils.checkpoint as cp
+from mmengine.model import BaseModule, ModuleList
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...layers.conv import is_eager_on_cpu
+from ...layers.deep_training import DeepTrainingConv2d
+from ...layers.forms import switch_to_deploy
+from ...layers.series_activation import SeriesActivation
+
+INIT_CFG = (dict(
+    type='TruncNormal',
+    layer=['Conv2d', 'SeriesActivation'],
+    std=0.02), dict(type='Constant', layer='_BatchNorm', val=1))
+
+
+def _arch(dims: Sequence[int],
+          strides: Sequence[int],
+          width: float = 1,
+          ada_pool: Sequence[int] | None = None) -> dict:
+    arch = dict(
+        dims=[int(128 * width) * d for d in dims], strides=list(strides))
+    if ada_pool is not None:
+        arch['ada_pool'] = list(ada_pool)
+    return arch
+
+
+def _deep(repeats: int, **kwargs) -> dict:
+    """VanillaNet-8 to -13: ``repeats`` stages of 2048 channels."""
+    return _arch(
+        dims=[4, 4, 8] + [16] * (repeats + 1) + [32, 32],
+        strides=[1, 2, 2] + [1] * repeats + [2, 1],
+        **kwargs)
+
+
+class VanillaStage(BaseModule):
+    """A convolution, a pooling where the stage reduces, an activation.
+
+    Args:
+        conv (DeepTrainingConv2d): The stage's convolution.
+        act (SeriesActivation): The stage's activation.
+        pool (nn.Module, optional): What reduces the resolution.
+            Defaults to None.
+    """
+
+    # A property of the base class that TorchScript cannot read.
+    __jit_unused_properties__ = ['is_init']
+
+    def __init__(self,
+                 conv: DeepTrainingConv2d,
+                 act: SeriesActivation,
+                 pool: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = conv
+        self.pool = pool
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        x = self.conv(x)
+        if self.pool is not None:
+            x = self.pool(x)
+        return self.act(x)
+
+
+@MODELS.register_module()
+class VanillaNet(BaseBackbone):
+    """VanillaNet: The Power of Minimalism in Deep Learning.
+
+    A plain stack of layers, from arXiv 2305.12972, section 3: a 4x4 stem of
+    stride 4, then stages of one 1x1 convolution, at most one 2x2 max pooling
+    and one series activation each.
+
+    Args:
+        arch (str | dict): '5' to '13', '13-x1.5', '13-x1.5-ada', or a dict
+            with
+
+            - ``dims`` (list[int]): channels of the stem, then of each stage;
+            - ``strides`` (list[int]): 1 or 2 for each stage;
+            - ``ada_pool`` (list[int], optional): for each stage that has
+              stride 2 the side, in pixels, that adaptive max pooling brings
+              it to. The stem's stride is then 3.
+
+            Defaults to '6'.
+        in_channels (int): Channels of the image. Defaults to 3.
+        act_num (int): n of the series activations. Defaults to 3.
+        out_indices (Sequence[int]): The stages whose outputs are returned,
+            counted from the end where negative. Defaults to (-1, ).
+        frozen_stages (int): Freezes the stem and the first that many stages;
+            0 freezes the stem alone, -1 nothing. Defaults to -1.
+        norm_cfg (dict): Config of the batch norms.
+            Defaults to ``dict(type='BN', eps=1e-6)``.
+        act_cfg (dict): Config of the activation, both in deep training and
+            in the series. Defaults to ``dict(type='ReLU')``.
+        norm_eval (bool): Whether batch norms keep their running statistics
+            while training. Defaults to False.
+        with_cp (bool): Whether to recompute each stage in the backward pass
+            and save the memory of its inner activations. Defaults to False.
+        deploy (bool): Whether to build the deploy form. Defaults to False.
+        init_cfg (dict | list[dict], optional): Initialization. Defaults to
+            the authors': truncated normal of std 0.02 for weights, 0 for
+            biases, 1 and 0 for batch norms.
+
+    Raises:
+        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` name
+            something that is not there.
+
+    Example:
+        >>> net = VanillaNet('6', out_indices=(0, 1, 2, 3)).eval()
+        >>> [tuple(x.shape) for x in net(torch.rand(1, 3, 224, 224))]
+        [(1, 1024, 28, 28), (1, 2048, 14, 14), (1, 4096, 7, 7),
+         (1, 4096, 7, 7)]
+    """
+
+    arch_settings = {
+        '5': _arch([4, 8, 16, 32], [2, 2, 2]),
+        '6': _arch([4, 8, 16, 32, 32], [2, 2, 2, 1]),
+        '7': _arch([4, 4, 8, 16, 32, 32], [1, 2, 2, 2, 1]),
+        '8': _deep(1),
+        '9': _deep(2),
+        '10': _deep(3),
+        '11': _deep(4),
+        '12': _deep(5),
+        '13': _deep(6),
+        '13-x1.5': _deep(6, width=1.5),
+        '13-x1.5-ada': _deep(
+            6, width=1.5, ada_pool=[0, 38, 19, 0, 0, 0, 0, 0, 0, 10, 0]),
+    }  # yapf: disable
+
+    def __init__(self,
+                 arch: str | dict = '6',
+                 in_channels: int = 3,
+                 act_num: int = 3,
+                 out_indices: Sequence[int] = (-1, ),
+                 frozen_stages: int = -1,
+                 norm_cfg: dict = dict(type='BN', eps=1e-6),
+                 act_cfg: dict = dict(type='ReLU'),
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 deploy: bool = False,
+                 init_cfg: dict | Sequence[dict] | None = INIT_CFG):
+        if isinstance(init_cfg, tuple):
+            init_cfg = list(init_cfg)
+        super().__init__(init_cfg=init_cfg)
+        dims, strides, ada_pool = self._parse_arch(arch)
+        self.num_stages = len(strides)
+        self.out_indices = self._parse_out_indices(out_indices)
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(f'frozen_stages must be from -1 to '
+                             f'{self.num_stages}, but got {frozen_stages}')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+
+        def make_stage(in_channels, out_channels, kernel_size, mid_channels,
+                       pool=None, **kwargs):
+            return VanillaStage(
+                DeepTrainingConv2d(
+                    in_channels,
+                    out_channels,
+                    kernel_size,
+                    mid_channels=mid_channels,
+                    norm_cfg=norm_cfg,
+                    act_cfg=act_cfg,
+                    post_norm=True,
+                    deploy=deploy,
+                    **kwargs),
+                # What stands before it (a norm, a pooling, a convolution)
+                # does not need its own output to go backward.
+                SeriesActivation(
+                    out_channels,
+                    act_num=act_num,
+                    act_cfg=act_cfg,
+                    norm_cfg=norm_cfg,
+                    inplace=True,
+                    deploy=deploy),
+                pool)
+
+        stem = (dict(stride=4, padding=0)
+                if ada_pool is None else dict(stride=3, padding=1))
+        self.stem = make_stage(
+            in_channels, dims[0], 4, mid_channels=dims[0], **stem)
+        self.stages = ModuleList()
+        for i, stride in enumerate(strides):
+            pool = None
+            if stride == 2:
+                pool = (
+                    nn.MaxPool2d(2) if ada_pool is None else
+                    nn.AdaptiveMaxPool2d(ada_pool[i]))
+            self.stages.append(
+                make_stage(dims[i], dims[i + 1], 1, mid_channels=dims[i],
+                           pool=pool))
+        self._freeze_stages()
+
+    def _parse_arch(self, arch) -> tuple[list[int], list[int], list | None]:
+        if isinstance(arch, str):
+            if arch not in self.arch_settings:
+                raise ValueError(
+                    f'arch must be one of {", ".join(self.arch_settings)} or '
+                    f'a dict, but got "{arch}"')
+            arch = self.arch_settings[arch]
+        unknown = set(arch) - {'dims', 'strides', 'ada_pool'}
+        if unknown or not {'dims', 'strides'} <= set(arch):
+            raise ValueError('arch must be a dict with dims, strides and '
+                             f'optionally ada_pool, but got {dict(arch)}')
+        dims, strides = arch['dims'], arch['strides']
+        ada_pool = arch.get('ada_pool')
+        if len(dims) != len(strides) + 1 or not strides:
+            raise ValueError(
+                'dims counts the stem and each stage, strides each stage, but '
+                f'got {len(dims)} dims and {len(strides)} strides')
+        if any(stride not in (1, 2) for stride in strides):
+            raise ValueError(f'strides must be 1 or 2, but got {strides}')
+        if ada_pool is not None and [p > 0 for p in ada_pool
+                                     ] != [s == 2 for s in strides]:
+            raise ValueError(
+                'ada_pool must hold a size for each stage of stride 2 and 0 '
+                f'for the others, but got {ada_pool} for strides {strides}')
+        return dims, strides, ada_pool
+
+    def _parse_out_indices(self, out_indices: Sequence[int]) -> list[int]:
+        if isinstance(out_indices, int):
+            out_indices = [out_indices]
+        for index in out_indices:
+            if not -self.num_stages <= index < self.num_stages:
+                raise ValueError(
+                    f'out_indices must be from {-self.num_stages} to '
+                    f'{self.num_stages - 1}, but got {index}')
+        return [index % self.num_stages for index in out_indices]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
+
+        Args:
+            x (Tensor): Images, (N, in_channels, H, W), H and W at least the
+                total stride (32 for the published variants).
+
+        Returns:
+            tuple[Tensor]: For each of ``out_indices``, in ascending order of
+            stages, a map of (N, dims[i + 1], H_i, W_i).
+        """
+        reordered = is_eager_on_cpu(x)
+        if reordered:
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self._run(self.stem, x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = self._run(stage, x)
+            if i in self.out_indices:
+                # mmcv's ops for the CPU, RoIAlign among them, take any map
+                # for a contiguous one and would read another order wrongly.
+                outs.append(x.contiguous() if reordered else x)
+        return tuple(outs)
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if not (self.with_cp and self.training):
+            return stage(x)
+        return cp.checkpoint(
+            stage,
+            x,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _running_stats_kept(stage)))
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in [self.stem, *self.stages[:self.frozen_stages]]:
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'VanillaNet':
+        """Set the mode, with frozen stages and frozen norms left in eval."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    @property
+    def deploy(self) -> bool:
+        """bool: Whether the network is in deploy form."""
+        return self.stem.conv.deploy
+
+    def switch_to_deploy(self) -> None:
+        """Merge every brick, in place; a second call does nothing.
+
+        Raises:
+            RuntimeError: If lambda is not 1.
+        """
+        switch_to_deploy(self)
+
+    def get_layer_depth(self,
+                        param_name: str,
+                        prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning rate decay.
+
+        Args:
+            param_name (str): The parameter's name in the whole model.
+            prefix (str): The backbone's name in it, with a dot.
+                Defaults to ''.
+
+        Returns:
+            tuple[int, int]: 0 for the stem, i + 1 for stage i, L + 1 for
+            what is not of the backbone; and the number of depths, L + 2,
+            where L is the number of stages.
+        """
+        num_layers = self.num_stages + 2
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        name = param_name[len(prefix):]
+        if name.startswith('stem.'):
+            return 0, num_layers
+        return int(name.split('.')[1]) + 1, num_layers
+
+
+@contextmanager
+def _running_stats_kept(stage: nn.Module):
+    """Recompute a stage without counting its batch in the norms twice."""
+    norms = [
+        m for m in stage.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
+    ]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone())
+            for norm in norms]
+    for norm in norms:
+        # Not track_running_stats = False: torch checks that the forward pass
+        # and its recomputation keep the same tensors, these among them.
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)

@@ -1,0 +1,4 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+from .label_smooth_bce_loss import LabelSmoothBCELoss
+
+__all__ = ['LabelSmoothBCELoss']

@@ -1,0 +1,9 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+from ..layers.forms import find_activations, set_lam, switch_to_deploy
+from .merge import reparameterize
+from .retrofit import add_deep_training
+
+__all__ = [
+    'add_deep_training', 'find_activations', 'reparameterize', 'set_lam',
+    'switch_to_deploy'
+]

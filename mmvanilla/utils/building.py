@@ -1,0 +1,201 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""From a config to a model with weights and to batches that it takes."""
+import copy
+import os.path as osp
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+from .errors import UserError
+
+
+def read_config(path: str, cfg_options: dict | None = None) -> Config:
+    """Read a config of any OpenMMLab toolbox.
+
+    Args:
+        path (str): The config file.
+        cfg_options (dict, optional): What to override, as tools'
+            ``--cfg-options`` give it. Defaults to None.
+
+    Raises:
+        UserError: If there is no such file, or it is not a config.
+    """
+    if not osp.isfile(path):
+        raise UserError(f'no config at {path}')
+    try:
+        cfg = Config.fromfile(path)
+    except (OSError, SyntaxError, NameError, KeyError, TypeError) as e:
+        # OSError: the file is of another kind, or a base of it is missing;
+        # TypeError: it overrides what its base has in another form.
+        raise UserError(f'cannot read {path} as a config: {e}') from e
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    return cfg
+
+
+@contextmanager
+def scope_of(cfg: Config) -> Iterator[None]:
+    """Look names up in the toolbox that a config is written for."""
+    scope = cfg.get('default_scope') or 'mmpretrain'
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build a config's model, in eval mode, with random weights.
+
+    Raises:
+        UserError: If the config has no model, or one whose arguments refuse
+            their values.
+    """
+    if 'model' not in cfg:
+        raise UserError(f'{cfg.filename} has no model')
+    with scope_of(cfg):
+        # Weights come from the checkpoint that is loaded next, so what
+        # `init_cfg` would do, or download, is left out.
+        try:
+            return MODELS.build(copy.deepcopy(cfg.model)).eval()
+        except ValueError as e:
+            raise UserError(f'cannot build the model of {cfg.filename}: {e}'
+                            ) from e
+
+
+def missing_data(dataset: dict) -> str | None:
+    """Say what of a data set's files is not there.
+
+    Args:
+        dataset (dict): The config of a data set, or of a wrapper around one.
+
+    Returns:
+        str | None: A sentence on which folder was looked for and what it must
+        hold; None where all is there, or where the data set has no files.
+    """
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    if inner is not None:
+        inner = inner if isinstance(inner, (list, tuple)) else [inner]
+        return next(filter(None, map(missing_data, inner)), None)
+
+    root = osp.expanduser(dataset.get('data_root') or '')
+    prefixes = dataset.get('data_prefix') or {}
+    if isinstance(prefixes, str):
+        prefixes = dict(img_path=prefixes)
+    parts = [p for p in prefixes.values() if isinstance(p, str) and p]
+    if dataset.get('ann_file'):
+        parts.append(dataset['ann_file'])
+    elif root and not parts and dataset.get('split'):
+        parts.append(dataset['split'])
+    # What lies on a server is the toolbox's to find.
+    paths = [osp.join(root, part) for part in parts] or [root]
+    if all(osp.exists(path) for path in paths if path and '://' not in path):
+        return None
+
+    holds = ' and '.join(parts) or 'the images'
+    if dataset.get('type', '').split('.')[-1] in ('ImageNet', 'CustomDataset'):
+        holds += ', with one folder of images for each class'
+    return (f'no data for {dataset.get("type")}: looked for the folder '
+            f'{root or "."}, which must hold {holds}; see "Data" in README.md')
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Refuse a config whose data is not there.
+
+    Args:
+        cfg (Config): A config.
+        loaders (str): Names of its data loaders, as ``train_dataloader``.
+
+    Raises:
+        UserError: Naming the folder that was looked for.
+    """
+    for loader in loaders:
+        if cfg.get(loader) and isinstance(cfg[loader].get('dataset'), dict):
+            problem = missing_data(cfg[loader].dataset)
+            if problem:
+                raise UserError(problem)
+
+
+def real_batches(cfg: Config,
+                 samples: int,
+                 split: str = 'val') -> list[dict] | None:
+    """Read the first samples of one of a config's data sets.
+
+    Args:
+        cfg (Config): A config.
+        samples (int): How many samples to read, at most.
+        split (str): 'train', 'val' or 'test'. Defaults to 'val'.
+
+    Returns:
+        list[dict] | None: Batches as the data loader gives them, for
+        ``model.data_preprocessor``; None where the config has no such data or
+        its files are not there.
+    """
+    loader = cfg.get(f'{split}_dataloader')
+    if not loader or missing_data(loader.dataset):
+        return None
+    loader = copy.deepcopy(loader)
+    loader.update(num_workers=0, persistent_workers=False)
+    if loader.get('batch_size'):
+        loader.batch_size = min(loader.batch_size, samples)
+    with scope_of(cfg):
+        dataloader = Runner.build_dataloader(loader, seed=0)
+        batches = []
+        for batch in dataloader:
+            batches.append(batch)
+            samples -= len(batch['inputs'])
+            if samples <= 0:
+                break
+    return batches
+
+
+def random_batches(cfg: Config, samples: int) -> list[dict]:
+    """Run random images through a config's test pipeline.
+
+    Args:
+        cfg (Config): A config.
+        samples (int): How many images.
+
+    Returns:
+        list[dict]: Batches of one image, for ``model.data_preprocessor``.
+    """
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
+    dataset = loader.get('dataset', {})
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    # Images are made here and no annotations are compared with.
+    transforms = [
+        t for t in dataset.get('pipeline', [])
+        if not t['type'].split('.')[-1].startswith('Load')
+    ]
+    rng = np.random.default_rng(0)
+    channels = _image_channels(cfg)
+    batches = []
+    with scope_of(cfg):
+        pipeline = Compose([TRANSFORMS.build(t) for t in transforms])
+        for i in range(samples):
+            image = rng.integers(0, 256, (224, 224, channels), np.uint8)
+            if not transforms:
+                inputs = torch.from_numpy(image).permute(2, 0, 1)
+                batches.append(dict(inputs=[inputs]))
+                continue
+            results = pipeline(
+                dict(
+                    img=image,
+                    img_id=i,
+                    img_path='',
+                    img_shape=image.shape[:2],
+                    ori_shape=image.shape[:2]))
+            batches.append(pseudo_collate([results]))
+    return batches
+
+
+def _image_channels(cfg: Config) -> int:
+    node = cfg.model.get('backbone') or cfg.model
+    while isinstance(node.get('model'), dict):  # WithDeepTraining around it
+        node = node['model'].get('backbone') or node['model']
+    return node.get('in_channels', 3)

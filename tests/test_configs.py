@@ -160,7 +160,7 @@ def test_weight_decay(variant):
         assert groups[key]['weight_decay'] == (0 if flat else RECIPE[name][1])
         assert flat or key.endswith('.weight')
     # The series activation's weight is not flat.
-    series = groups['backbone.stages.0.act.weight']
+    series = groups['backbone.stages.0.act.conv.weight']
     assert series['weight_decay'] == RECIPE[name][1]
 
 
@@ -370,7 +370,7 @@ def test_best_checkpoint_is_the_averaged_one(imagenet, tmp_path):
     saved = torch.load(best, weights_only=False)
     average = hook_of(runner, 'EMAHook').ema_model.module.state_dict()
     trained = runner.model.state_dict()
-    key = 'backbone.stages.0.act.weight'
+    key = 'backbone.stages.0.act.conv.weight'
     assert not torch.equal(average[key], trained[key])
     for key, value in average.items():
         assert torch.equal(saved['state_dict'][key], value)

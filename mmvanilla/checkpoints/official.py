@@ -18,14 +18,14 @@ MODULES = [
     ('backbone.stem.conv.conv2', 'stem2.0', None),
     ('backbone.stem.conv.norm2', 'stem2.1', None),
     ('backbone.stem.conv', None, 'stem.0'),
-    ('backbone.stem.act', 'stem2.2', 'stem.1'),
+    ('backbone.stem.act.conv', 'stem2.2', 'stem.1'),
     ('backbone.stem.act.norm', 'stem2.2.bn', None),
     ('backbone.stages.{}.conv.conv1', 'stages.{}.conv1.0', None),
     ('backbone.stages.{}.conv.norm1', 'stages.{}.conv1.1', None),
     ('backbone.stages.{}.conv.conv2', 'stages.{}.conv2.0', None),
     ('backbone.stages.{}.conv.norm2', 'stages.{}.conv2.1', None),
     ('backbone.stages.{}.conv', None, 'stages.{}.conv'),
-    ('backbone.stages.{}.act', 'stages.{}.act', 'stages.{}.act'),
+    ('backbone.stages.{}.act.conv', 'stages.{}.act', 'stages.{}.act'),
     ('backbone.stages.{}.act.norm', 'stages.{}.act.bn', None),
     ('head.classifier.conv1', 'cls1.2', None),
     ('head.classifier.norm1', 'cls1.3', None),
@@ -93,7 +93,7 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state_dict (dict): Ours, of an ``ImageClassifier``, in train or deploy
-            form.
+            form. The authors' format has no fine-tune form.
 
     Returns:
         dict: Theirs, in the same form.
@@ -103,6 +103,10 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             1, which their format cannot tell.
     """
     describe(state_dict)
+    if 'backbone.stem.conv.conv.weight' in state_dict:
+        raise UserError("the state dict is in fine-tune form, which the "
+                        "authors' format does not have: merge it to deploy "
+                        'form first')
     tensors = OrderedDict()
     for key, value in state_dict.items():
         if not key.endswith('.act.lam'):
@@ -123,7 +127,8 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
     Adaptive pooling leaves no trace at all: '13-x1.5' may be '13-x1.5-ada'.
 
     Args:
-        state_dict (dict): Of an ``ImageClassifier``, in train or deploy form.
+        state_dict (dict): Of an ``ImageClassifier``, in any of the three
+            forms.
 
     Returns:
         dict: Config of the ``ImageClassifier``. ``arch`` is the name of the
@@ -133,16 +138,22 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
         UserError: If it is not the state dict of a VanillaNet, entry by entry
             and shape by shape; names the first few that are not.
     """
-    deploy = 'backbone.stem.conv.weight' in state_dict
-    last = 'weight' if deploy else 'conv2.weight'
-    first = 'weight' if deploy else 'conv1.weight'
+    # Of a stage's convolution: its first and its last layer, in each form.
+    form = dict(deploy=False)
+    first, last = 'conv1.weight', 'conv2.weight'
+    if 'backbone.stem.conv.weight' in state_dict:
+        form, first, last = dict(deploy=True), 'weight', 'weight'
+    elif 'backbone.stem.conv.conv.weight' in state_dict:
+        form = dict(deep_training=False)
+        first = last = 'conv.weight'
     try:
         dims = [state_dict[f'backbone.stem.conv.{last}'].shape[0]]
         while f'backbone.stages.{len(dims) - 1}.conv.{last}' in state_dict:
             conv = f'backbone.stages.{len(dims) - 1}.conv.{last}'
             dims.append(state_dict[conv].shape[0])
-        series = state_dict['backbone.stem.act.weight'].shape[-1]
+        series = state_dict['backbone.stem.act.conv.weight'].shape[-1]
         in_channels = state_dict[f'backbone.stem.conv.{first}'].shape[1]
+        last = 'conv2.weight' if last == 'conv2.weight' else 'weight'
         num_classes = state_dict[f'head.classifier.{last}'].shape[0]
     except KeyError as e:
         raise UserError(f'the entry {e} of a VanillaNet is not there, but '
@@ -161,12 +172,12 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
             arch=arch,
             in_channels=in_channels,
             act_num=series // 2,
-            deploy=deploy),
+            **form),
         head=dict(
             type='VanillaNetHead',
             num_classes=num_classes,
             in_channels=dims[-1],
-            deploy=deploy))
+            **form))
     with torch.device('meta'):
         wanted = ImageClassifier(model['backbone'],
                                  head=model['head']).state_dict()

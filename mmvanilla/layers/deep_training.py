@@ -1,19 +1,27 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_activation_layer, build_norm_layer
-from mmpretrain.registry import MODELS
+from mmcv.cnn import build_activation_layer
+from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from .conv import Conv2d
-from .folding import fold_norm, merge_convs
+from .batch_norm import build_batch_norm, fold_batch_norm, reset_to_identity
+from .folding import merge_convs
+from .loading import (
+    merge_deep_training,
+    merge_when_loading,
+    refuse_later_form,
+)
+
+CONV_ARGUMENTS = ('in_channels', 'out_channels', 'kernel_size', 'stride',
+                  'padding', 'dilation', 'groups', 'padding_mode')
 
 
 @MODELS.register_module()
 class DeepTrainingActivation(nn.Module):
-    """The activation that fades away while the network trains.
+    """The activation that becomes the identity during training.
 
     ``A'(x) = (1 - lam) A(x) + lam x`` (VanillaNet, arXiv 2305.12972,
     equation 1). At ``lam = 0`` it is A; at ``lam = 1`` it is the identity,
@@ -89,22 +97,26 @@ class DeepTrainingActivation(nn.Module):
 
 
 @MODELS.register_module()
-class DeepTrainingConv2d(Conv2d):
-    """A convolution that trains as two and ships as one.
+class DeepTrainingConv2d(nn.Module):
+    """A convolution that is trained as two and deployed as one.
 
-    Train form: conv (kernel_size, in -> mid) -> norm ->
-    :class:`DeepTrainingActivation` -> conv (1x1, mid -> out) [-> norm]
-    (VanillaNet, arXiv 2305.12972, section 3.1). Deploy form: one convolution
-    whose ``weight`` and ``bias`` lie on this module, as on any
-    ``nn.Conv2d``; in train form these two are None.
+    From VanillaNet, arXiv 2305.12972, section 3.1. In each form:
+
+    - train: ``conv1`` (kernel_size, in -> mid), ``norm1``, ``act``
+      (:class:`DeepTrainingActivation`), ``conv2`` (1x1, mid -> out) and, with
+      ``post_norm``, ``norm2``;
+    - fine-tune: ``conv``, which is conv1, norm1 and conv2 merged, and
+      ``norm``, which is norm2. Without ``post_norm`` it is the deploy form;
+    - deploy: the object is an ``nn.Conv2d``, of exactly that class.
 
     It is a registered convolution layer: ``conv_cfg=dict(
-    type='DeepTrainingConv2d')`` gives deep training to any OpenMMLab network.
+    type='DeepTrainingConv2d')`` adds deep training to any OpenMMLab network.
 
-    Weights of a plain convolution, ``weight`` and ``bias``, load into the
-    train form as well, where ``mid_channels`` is ``out_channels``: lambda is
-    then 1 and the answers in eval mode are those of that convolution. So
-    published weights of a network are where its deep training starts.
+    A state dict of an earlier form with lambda 1 is merged while it loads.
+    ``weight`` and ``bias`` of a plain convolution load into the train form,
+    if ``post_norm`` is False and ``mid_channels`` is ``out_channels``: conv2
+    is then the identity, lambda is 1, and the outputs in eval mode are those
+    of the plain convolution.
 
     Args:
         in_channels (int): Channels of the input.
@@ -122,11 +134,12 @@ class DeepTrainingConv2d(Conv2d):
         norm_cfg (dict, optional): Config of the norms; a batch norm, since no
             other can be folded. None leaves them out. Defaults to
             ``dict(type='BN', eps=1e-6)``.
-        act_cfg (dict): Config of the activation that fades. Defaults to
-            ``dict(type='ReLU')``.
+        act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
         post_norm (bool): Whether a norm follows the second convolution.
             Defaults to False: as a ``conv_cfg``, the network around it brings
             its own.
+        deep_training (bool): Whether to build the train form; False builds
+            the fine-tune form. Defaults to True.
         deploy (bool): Whether to build the deploy form. Defaults to False.
 
     Raises:
@@ -138,12 +151,14 @@ class DeepTrainingConv2d(Conv2d):
         >>> x = torch.rand(1, 3, 32, 32)
         >>> before = conv.eval()(x)  # (1, 8, 8, 8)
         >>> conv.switch_to_deploy()
+        >>> type(conv)
+        <class 'torch.nn.modules.conv.Conv2d'>
         >>> torch.testing.assert_close(conv(x), before)
     """
 
-    # What TorchScript needs to know to see the deploy form alone.
-    __constants__ = Conv2d.__constants__ + ['deploy']
-    __jit_unused_properties__ = ['lam']
+    # What networks read off a convolution.
+    transposed = False
+    output_padding = (0, 0)
 
     def __init__(self,
                  in_channels: int,
@@ -159,42 +174,42 @@ class DeepTrainingConv2d(Conv2d):
                  norm_cfg: dict | None = dict(type='BN', eps=1e-6),
                  act_cfg: dict = dict(type='ReLU'),
                  post_norm: bool = False,
+                 deep_training: bool = True,
                  deploy: bool = False) -> None:
-        has_bias = bias or norm_cfg is not None
-        # Only the deploy form has this weight; elsewhere it costs nothing.
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            has_bias,
-            padding_mode,
-            device=None if deploy else 'meta')
-        self.deploy = deploy
-        if deploy:
+        super().__init__()
+        merged = partial(nn.Conv2d, in_channels, out_channels, kernel_size,
+                         stride, padding, dilation, groups, bias
+                         or norm_cfg is not None, padding_mode)
+        norm = build_batch_norm(norm_cfg, out_channels)
+        post_norm = post_norm and norm is not None
+        self.norm1_eps = None if norm is None else norm.eps
+        if deploy or not (deep_training or post_norm):
+            self._become(merged(), self.norm1_eps if post_norm else None)
             return
 
-        self.register_parameter('weight', None)
-        self.register_parameter('bias', None)
+        for name, value in vars(merged(device='meta')).items():
+            if name in CONV_ARGUMENTS:
+                setattr(self, name, value)
+        self.deep_training = deep_training
+        if not deep_training:
+            self.conv = merged()
+            self.norm = norm
+            return
         mid_channels = mid_channels or out_channels
-        self.conv1 = Conv2d(in_channels, mid_channels, kernel_size, stride,
-                            padding, dilation, groups, bias, padding_mode)
+        self.conv1 = nn.Conv2d(in_channels, mid_channels, kernel_size, stride,
+                               padding, dilation, groups, bias, padding_mode)
         self.norm1 = build_batch_norm(norm_cfg, mid_channels)
         # Neither a norm nor a convolution needs its output to go backward,
-        # so the activation may take its place in memory.
+        # so the activation may overwrite it.
         self.act = DeepTrainingActivation(act_cfg, inplace=True)
-        self.conv2 = Conv2d(
+        self.conv2 = nn.Conv2d(
             mid_channels, out_channels, 1, groups=groups, bias=bias)
-        self.norm2 = build_batch_norm(norm_cfg if post_norm else None,
-                                       out_channels)
+        self.norm2 = norm if post_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W')."""
-        if self.deploy:
-            return self.convolve(x)
+        if not self.deep_training:
+            return self.norm(self.conv(x))
         x = self.conv1(x)
         if self.norm1 is not None:
             x = self.norm1(x)
@@ -203,21 +218,105 @@ class DeepTrainingConv2d(Conv2d):
             x = self.norm2(x)
         return x
 
+    @property
+    def lam(self) -> float:
+        """float: Lambda of the activation; 1 in fine-tune form."""
+        return self.act.lam if self.deep_training else 1.0
+
+    def switch_to_finetune(self) -> None:
+        """Merge conv1, norm1 and conv2, in place; once is enough.
+
+        Without ``post_norm`` this is :meth:`switch_to_deploy`.
+
+        Raises:
+            RuntimeError: If lambda is not 1: the convolutions then have a
+                non-linearity between them and no single one equals them.
+        """
+        if not self.deep_training:
+            return
+        if self.norm2 is None:
+            self.switch_to_deploy()
+            return
+        self.conv, self.norm = self._merge_pair(), self.norm2
+        for name in ('conv1', 'norm1', 'act', 'conv2', 'norm2'):
+            delattr(self, name)
+        self.deep_training = False
+
+    def switch_to_deploy(self) -> None:
+        """Become one ``nn.Conv2d``, in place.
+
+        Raises:
+            RuntimeError: If lambda is not 1.
+        """
+        if self.deep_training:
+            conv, norm = self._merge_pair(), self.norm2
+        else:
+            conv, norm = self.conv, self.norm
+        weight, bias = fold_batch_norm(conv.weight, conv.bias, norm)
+        self._become(
+            self._convolution(weight, bias, conv.weight.requires_grad),
+            None if norm is None else norm.eps)
+
+    def _merge_pair(self) -> nn.Conv2d:
+        if self.lam != 1:
+            raise RuntimeError(
+                f'DeepTrainingConv2d({self.in_channels}, {self.out_channels}, '
+                f'kernel_size={self.kernel_size}) cannot be merged: its '
+                f'lambda is {self.lam!r}, and only at 1 is it linear')
+        weight, bias = fold_batch_norm(self.conv1.weight, self.conv1.bias,
+                                       self.norm1)
+        weight, bias = merge_convs(weight, bias, self.conv2.weight,
+                                   self.conv2.bias, self.groups)
+        return self._convolution(weight, bias, self.conv1.weight.requires_grad)
+
+    def _convolution(self, weight: Tensor, bias: Tensor | None,
+                     trainable: bool) -> nn.Conv2d:
+        conv = nn.Conv2d(
+            **{name: getattr(self, name) for name in CONV_ARGUMENTS},
+            bias=False,
+            device='meta')
+        conv.weight = nn.Parameter(weight, trainable)
+        if bias is not None:
+            conv.bias = nn.Parameter(bias, trainable)
+        return conv.train(self.training)
+
+    def _become(self, conv: nn.Conv2d, norm2_eps: float | None) -> None:
+        """Turn this object into ``conv``, as torch's lazy modules do.
+
+        So it keeps its place, or its several places, in the network. Hooks
+        stay, and one is added that merges what is loaded later.
+        """
+        merge = partial(
+            merge_when_loading,
+            eps1=self.norm1_eps,
+            eps2=norm2_eps,
+            groups=conv.groups)
+        hooks = {k: v for k, v in vars(self).items() if 'hook' in k}
+        object.__setattr__(self, '__dict__', {**vars(conv), **hooks})
+        object.__setattr__(self, '__class__', nn.Conv2d)
+        self.register_load_state_dict_pre_hook(merge)
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        if not self.deploy:
-            self._expand_plain_weights(state_dict, prefix)
+        if not self.deep_training:
+            refuse_later_form(state_dict, prefix, 'weight', 'deploy',
+                              'fine-tune')
+            merge_deep_training(state_dict, prefix, self.norm1_eps,
+                                self.norm.eps, self.groups, fold_last=False)
+        else:
+            refuse_later_form(state_dict, prefix, 'conv.weight', 'fine-tune',
+                              'train')
+            if self.norm2 is not None:
+                refuse_later_form(state_dict, prefix, 'weight', 'deploy',
+                                  'train')
+            self._expand(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _expand_plain_weights(self, state_dict: dict, prefix: str) -> None:
-        """Turn a plain convolution's entries into those of the pair.
-
-        The first convolution takes them, the second starts as the identity
-        and the norms let pass what they get.
-        """
+    def _expand(self, state_dict: dict, prefix: str) -> bool:
+        """Replace a plain convolution's entries by those of the pair."""
         weight = state_dict.get(prefix + 'weight')
         if (weight is None or weight.shape != self.conv1.weight.shape
                 or self.conv1.out_channels != self.conv2.out_channels):
-            return
+            return False
         with torch.no_grad():
             nn.init.dirac_(self.conv2.weight, self.groups)
             for conv in (self.conv1, self.conv2):
@@ -225,7 +324,7 @@ class DeepTrainingConv2d(Conv2d):
                     nn.init.zeros_(conv.bias)
             for norm in (self.norm1, self.norm2):
                 if norm is not None:
-                    pass_through(norm)
+                    reset_to_identity(norm)
         entries = self.state_dict()
         del entries['act.lam']  # without it lambda is 1, as it must be here
         entries['conv1.weight'] = state_dict.pop(prefix + 'weight')
@@ -235,75 +334,22 @@ class DeepTrainingConv2d(Conv2d):
                 entries[name] = state_dict.pop(prefix + 'bias')
         for name, value in entries.items():
             state_dict.setdefault(prefix + name, value.clone())
-
-    @property
-    def lam(self) -> float:
-        """float: Lambda of the activation; 1 in deploy form."""
-        return 1.0 if self.deploy else self.act.lam
-
-    def switch_to_deploy(self) -> None:
-        """Merge into one convolution, in place; a second call does nothing.
-
-        Raises:
-            RuntimeError: If lambda is not 1: the two convolutions then have a
-                non-linearity between them and no single one equals them.
-        """
-        if self.deploy:
-            return
-        if self.lam != 1:
-            raise RuntimeError(
-                f'DeepTrainingConv2d({self.in_channels}, {self.out_channels}, '
-                f'kernel_size={self.kernel_size}) cannot be merged: its '
-                f'lambda is {self.lam:g}, and only at 1 is it linear')
-        weight, bias = self.merged()
-        trainable = self.conv1.weight.requires_grad
-        for name in ('conv1', 'norm1', 'act', 'conv2', 'norm2'):
-            delattr(self, name)
-        self.weight = nn.Parameter(weight, trainable)
-        if bias is not None:
-            self.bias = nn.Parameter(bias, trainable)
-        self.deploy = True
-
-    def merged(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the one convolution, as at lambda 1."""
-        first = fold_batch_norm(self.conv1.weight, self.conv1.bias, self.norm1)
-        second = fold_batch_norm(self.conv2.weight, self.conv2.bias,
-                                 self.norm2)
-        return merge_convs(*first, *second, groups=self.groups)
+        return True
 
 
-def fold_batch_norm(weight: Tensor, bias: Tensor | None,
-                    norm: _BatchNorm | None
-                    ) -> tuple[Tensor, Tensor | None]:
-    """Fold a batch norm module, or None, into a convolution's tensors."""
-    if norm is None:
-        return weight, bias
-    return fold_norm(weight, bias, norm.running_mean, norm.running_var,
-                     norm.eps, norm.weight, norm.bias)
+def start_as(layer: nn.Module, conv: nn.Conv2d) -> None:
+    """Give a layer, in any form, the weights of a plain convolution.
 
-
-def pass_through(norm: _BatchNorm) -> None:
-    """Let a batch norm, in eval mode, give out what it gets."""
-    with torch.no_grad():
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1 - norm.eps)
-        if norm.affine:
-            norm.weight.fill_(1)
-            norm.bias.zero_()
-
-
-def build_batch_norm(norm_cfg: dict | None,
-                      channels: int) -> nn.Module | None:
-    """Build a norm that folds into a convolution; None without a config.
-
-    Raises:
-        ValueError: If it is another norm, or has no running statistics.
+    Its outputs in eval mode are then those of the convolution, unless
+    ``mid_channels`` is not ``out_channels``: then its weights stay random.
     """
-    if norm_cfg is None:
-        return None
-    _, norm = build_norm_layer(norm_cfg, channels)
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
-        raise ValueError(
-            f'norm_cfg must be a batch norm with running statistics, which '
-            f'alone folds into a convolution, but got {norm_cfg}')
-    return norm
+    entries = conv.state_dict()
+    if not isinstance(layer, DeepTrainingConv2d):
+        if layer.bias is not None:
+            entries.setdefault('bias', torch.zeros_like(layer.bias))
+        layer.load_state_dict(entries)
+    elif not layer.deep_training:
+        start_as(layer.conv, conv)
+        reset_to_identity(layer.norm)
+    elif layer._expand(entries, ''):
+        layer.load_state_dict(entries)

@@ -2,15 +2,14 @@
 import functools
 
 import torch
-import torch.nn.functional as F
-from mmcv.cnn import build_activation_layer
-from mmpretrain.registry import MODELS
+from mmcv.cnn import ConvModule, build_activation_layer
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from .conv import has_few_pixels
-from .deep_training import build_batch_norm, fold_batch_norm, pass_through
+from .batch_norm import build_batch_norm, fold_batch_norm, reset_to_identity
+from .loading import merge_series, refuse_later_form
 
 # Layers that a search for the channels before an activation may pass over.
 CHANNELS_KEPT = (nn.Identity, nn.modules.dropout._DropoutNd,
@@ -23,18 +22,18 @@ class SeriesActivation(nn.Module):
 
     ``A_s(x)[h, w, c] = sum_{i, j in -n..n} a[i, j, c] A(x[i + h, j + w, c]
     + b[c])`` (VanillaNet, arXiv 2305.12972, equation 6), computed as
-    A -> depthwise (2n + 1) x (2n + 1) convolution -> batch norm. In deploy
-    form the norm is folded, and the convolution has a bias.
+    ``act`` (A) -> ``conv`` (depthwise, (2n + 1) x (2n + 1)) -> ``norm``. In
+    deploy form the norm is folded: ``conv`` has a bias and ``norm`` is None.
+    A state dict of the train form is merged while it loads into that.
 
     It is a registered activation layer:
     ``act_cfg=dict(type='SeriesActivation')`` gives it to any network.
 
     Args:
         num_channels (int, optional): Channels of the input. Defaults to
-            None: they are read off the block that it is put into (the layer
-            before it there, or the block's ``out_channels``); where that
-            tells nothing, off the first input or the state dict, whichever
-            comes first.
+            None: they come from the block that it is put into (what runs
+            before it there), from the state dict or from the first input,
+            which has the last word.
         act_num (int): n, the reach of the series to each side, in pixels.
             Defaults to 3.
         act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
@@ -44,8 +43,8 @@ class SeriesActivation(nn.Module):
         deploy (bool): Whether to build the deploy form. Defaults to False.
 
     Raises:
-        ValueError: If ``act_num`` is negative, if ``norm_cfg`` is not a batch
-            norm, or is not plain BN where ``num_channels`` is None.
+        ValueError: If ``act_num`` is negative or ``norm_cfg`` is not a batch
+            norm.
     """
 
     def __init__(self,
@@ -60,70 +59,51 @@ class SeriesActivation(nn.Module):
             raise ValueError(f'act_num must not be negative, got {act_num}')
         self.num_channels = num_channels
         self.act_num = act_num
-        self.deploy = deploy
         act_cfg = dict(act_cfg)
         if inplace and act_cfg['type'] == 'ReLU':
             act_cfg['inplace'] = True
         self.act = build_activation_layer(act_cfg)
 
+        channels = num_channels or 1
+        self.conv = nn.Conv2d(
+            channels,
+            channels,
+            2 * act_num + 1,
+            padding=act_num,
+            groups=channels,
+            bias=deploy)
+        norm = build_batch_norm(norm_cfg, channels)
+        self.eps = norm.eps
+        self.norm = None if deploy else norm
+        self._is_guess = num_channels is None
         if num_channels is None:
-            self.weight = UninitializedParameter()
-            self.norm = None if deploy else _lazy_batch_norm(norm_cfg)
-            self.bias = UninitializedParameter() if deploy else None
             _watch_registrations()
+            for layer in filter(None, (self.conv, self.norm)):
+                _Unresolved.hide(layer)
         else:
-            self.weight = nn.Parameter(torch.empty(*self._shape(num_channels)))
-            self.norm = (None if deploy else build_batch_norm(
-                norm_cfg, num_channels))
-            self.bias = (
-                nn.Parameter(torch.empty(num_channels)) if deploy else None)
             self.reset_parameters()
 
-    def _shape(self, num_channels: int) -> tuple:
-        size = 2 * self.act_num + 1
-        return num_channels, 1, size, size
+    @property
+    def deploy(self) -> bool:
+        """bool: Whether it is in deploy form."""
+        return self.norm is None
 
     def reset_parameters(self) -> None:
         """Draw the weight from the paper's truncated normal, std 0.02."""
-        nn.init.trunc_normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.trunc_normal_(self.conv.weight, std=0.02)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+        if self.norm is not None:
+            self.norm.reset_parameters()
 
     def start_as(self, act: nn.Module) -> None:
-        """Take the place of an activation, with its answers in eval mode.
-
-        The series starts from its middle alone, where trained layers around
-        it would lose all they learned behind random weights.
-        """
+        """Take over A, and in eval mode the outputs, of an activation."""
         self.act = act
         with torch.no_grad():
-            self.weight.zero_()
-            self.weight[..., self.act_num, self.act_num] = 1
+            self.conv.weight.zero_()
+            self.conv.weight[..., self.act_num, self.act_num] = 1
             if self.norm is not None:
-                pass_through(self.norm)
-
-    @torch.jit.unused
-    def _materialize(self, num_channels: int) -> None:
-        self.num_channels = num_channels
-        self.weight.materialize(self._shape(num_channels))
-        if self.bias is not None:
-            self.bias.materialize((num_channels, ))
-        if self.norm is not None:
-            self.norm.initialize_parameters(torch.empty(1, num_channels, 1, 1))
-        with torch.no_grad():
-            self.reset_parameters()
-
-    @torch.jit.unused
-    def _check(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or torch.jit.is_tracing():
-            return  # torch.fx traces with what is no tensor
-        if x.dim() != 4 or x.shape[1] != self.num_channels:
-            raise RuntimeError(
-                f'SeriesActivation of {self.num_channels} channels got an '
-                f'input of {tuple(x.shape)}: give num_channels where they '
-                'were read off wrongly; an activation that a block calls with '
-                'several widths (a Bottleneck of ResNet) takes '
-                'mmvanilla.models.add_deep_training')
+                reset_to_identity(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, num_channels, H, W) -> the same shape.
@@ -131,32 +111,60 @@ class SeriesActivation(nn.Module):
         Raises:
             RuntimeError: If the input has other channels.
         """
-        if self.num_channels is None:
-            self._materialize(x.shape[1])
-        if not torch.jit.is_scripting():
-            self._check(x)
-        x = self.act(x)
-        # Backward, in channels_last, oneDNN pads each channel of the weight to
-        # 256: slow and, on a small map, larger than all else.
-        reorder = False
-        if not torch.jit.is_scripting():
-            reorder = torch.is_grad_enabled() and has_few_pixels(x)
-        if reorder:
-            x = x.contiguous()
-        x = F.conv2d(
-            x,
-            self.weight,
-            self.bias,
-            padding=self.act_num,
-            groups=x.shape[1])
-        if reorder:
-            x = x.contiguous(memory_format=torch.channels_last)
+        self._check_channels(x)
+        x = self.conv(self.act(x))
         return x if self.norm is None else self.norm(x)
 
+    def _check_channels(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            return  # torch.fx passes proxies, which have no shape
+        if x.dim() != 4 or x.shape[1] != self.num_channels:
+            if x.dim() != 4 or not self._is_guess:
+                raise RuntimeError(
+                    f'SeriesActivation of {self.num_channels} channels got an '
+                    f'input of shape {tuple(x.shape)}: it takes (N, '
+                    'num_channels, H, W), and a block that calls one '
+                    'activation with several widths (a Bottleneck of ResNet) '
+                    'needs mmvanilla.reparam.add_deep_training')
+            self._materialize(x.shape[1])
+        if self._is_guess:
+            self._is_guess = False
+
+    def _materialize(self, num_channels: int) -> None:
+        """Give the layers their channels.
+
+        The parameters stay the same objects, which an optimizer may hold.
+        """
+        self.num_channels = num_channels
+        for layer in filter(None, (self.conv, self.norm)):
+            _Unresolved.show(layer)
+            for tensor in [*layer.parameters(), *layer.buffers()]:
+                if is_lazy(tensor):
+                    tensor.materialize(())
+                if tensor is layer.weight and layer is self.conv:
+                    shape = (num_channels, 1, *layer.kernel_size)
+                elif tensor is getattr(layer, 'num_batches_tracked', None):
+                    continue
+                else:
+                    shape = (num_channels, )
+                tensor.data = tensor.new_empty(shape)
+        conv = self.conv
+        conv.in_channels = conv.out_channels = conv.groups = num_channels
+        if self.norm is not None:
+            self.norm.num_features = num_channels
+        self.reset_parameters()
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        weight = state_dict.get(prefix + 'weight')
-        if self.num_channels is None and weight is not None:
-            self._materialize(weight.shape[0])
+        weight = state_dict.get(prefix + 'conv.weight')
+        if weight is not None and self._is_guess:
+            if weight.shape[0] != self.num_channels:
+                self._materialize(weight.shape[0])
+            self._is_guess = False
+        if self.deploy:
+            merge_series(state_dict, prefix, self.eps)
+        else:
+            refuse_later_form(state_dict, prefix, 'conv.bias', 'deploy',
+                              'train')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def switch_to_deploy(self) -> None:
@@ -171,17 +179,33 @@ class SeriesActivation(nn.Module):
             raise RuntimeError(
                 'SeriesActivation cannot be merged before its channels are '
                 'known: give num_channels, load a checkpoint, or run a batch')
-        weight, bias = fold_batch_norm(self.weight, None, self.norm)
-        trainable = self.weight.requires_grad
-        self.weight = nn.Parameter(weight, trainable)
-        self.bias = nn.Parameter(bias, trainable)
+        trainable = self.conv.weight.requires_grad
+        weight, bias = fold_batch_norm(self.conv.weight, None, self.norm)
+        self.conv.weight = nn.Parameter(weight, trainable)
+        self.conv.bias = nn.Parameter(bias, trainable)
         self.norm = None
-        self.deploy = True
 
     def extra_repr(self) -> str:
-        """Show the channels, unless they are unknown yet, and n."""
-        channels = '?' if self.num_channels is None else self.num_channels
-        return f'{channels}, act_num={self.act_num}, deploy={self.deploy}'
+        """Show n."""
+        return f'act_num={self.act_num}'
+
+
+class _Unresolved(nn.Module):
+    """A layer whose channels are unknown, hidden from initializers."""
+
+    @staticmethod
+    def hide(layer: nn.Module) -> None:
+        layer.becomes = type(layer)
+        for name, parameter in list(layer.named_parameters()):
+            setattr(layer, name,
+                    UninitializedParameter(parameter.requires_grad))
+        layer.__class__ = _Unresolved
+
+    @staticmethod
+    def show(layer: nn.Module) -> None:
+        if isinstance(layer, _Unresolved):
+            layer.__class__ = layer.becomes
+            del layer.becomes
 
 
 @functools.cache
@@ -189,8 +213,8 @@ def _watch_registrations() -> None:
     """Let a block that takes in a series activation tell it its channels.
 
     So the parameters are there before the first batch, for DDP, for the
-    optimizer and for an average of the weights. An `act_cfg` tells none, and
-    a module cannot ask: it does not know where it is.
+    optimizer and for an average of the weights. An ``act_cfg`` holds none,
+    and a module does not know where it is.
     """
 
     def tell(parent, name, module):
@@ -206,12 +230,12 @@ def _watch_registrations() -> None:
 def _channels_before(parent: nn.Module, name: str) -> int | None:
     """Channels that reach a module just registered in a block, if it shows.
 
-    Whatever ran before it says so: the layer registered last, or, in blocks
-    of other order (mmcv's ``ConvModule``), the block's own arguments.
+    mmcv's ``ConvModule`` and ``nn.Sequential`` tell what runs before it. In
+    another block that is taken to be the layer registered last.
     """
-    order = getattr(parent, 'order', None)
-    if order and order.index('act') < order.index('conv'):
-        return parent.in_channels
+    if isinstance(parent, ConvModule):
+        before = parent.order[:parent.order.index('act')]
+        return parent.out_channels if 'conv' in before else parent.in_channels
     for sibling, module in reversed(parent._modules.items()):
         if sibling == name or module is None:
             continue
@@ -230,17 +254,3 @@ def _channels_before(parent: nn.Module, name: str) -> int | None:
             break
     channels = getattr(parent, 'out_channels', None)
     return channels if isinstance(channels, int) else None
-
-
-def _lazy_batch_norm(norm_cfg: dict) -> nn.Module:
-    cfg = dict(norm_cfg)
-    layer_type = cfg.pop('type')
-    if layer_type not in ('BN', 'BN2d'):
-        raise ValueError(
-            'SeriesActivation without num_channels takes a plain BN, whose '
-            f'channels can be inferred, but got norm_cfg={norm_cfg}')
-    trainable = cfg.pop('requires_grad', True)
-    norm = nn.LazyBatchNorm2d(**cfg)
-    for parameter in norm.parameters():
-        parameter.requires_grad = trainable
-    return norm

@@ -1,9 +1,15 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-from ..layers.forms import find_activations, set_lam, switch_to_deploy
+from ..layers.forms import (
+    find_activations,
+    find_layers,
+    set_lam,
+    switch_to_deploy,
+    switch_to_finetune,
+)
 from .merge import reparameterize
 from .retrofit import add_deep_training
 
 __all__ = [
-    'add_deep_training', 'find_activations', 'reparameterize', 'set_lam',
-    'switch_to_deploy'
+    'add_deep_training', 'find_activations', 'find_layers', 'reparameterize',
+    'set_lam', 'switch_to_deploy', 'switch_to_finetune'
 ]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoints import load_checkpoint, load_state_dict, local_path
-from ..layers.forms import BRICKS, switch_to_deploy
+from ..layers import SeriesActivation, switch_to_deploy
 from ..utils.building import (
     build_model,
     random_batches,
@@ -210,7 +210,8 @@ def _is_pretrained(init_cfg) -> bool:
 
 def _is_merged(state_dict: dict, model: nn.Module, deploy_cfg: Config) -> bool:
     if set(state_dict) == set(model.state_dict()):
-        return any(isinstance(m, BRICKS) and m.deploy for m in model.modules())
+        return any(isinstance(m, SeriesActivation) and m.deploy
+                   for m in model.modules())
     return set(state_dict) == set(build_model(deploy_cfg).state_dict())
 
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from ..layers.conv import Conv2d
-from ..layers.deep_training import DeepTrainingActivation
-from ..layers.forms import BRICKS
-from ..layers.series_activation_list import SeriesActivationList
+from ..layers import (
+    DeepTrainingActivation,
+    DeepTrainingConv2d,
+    SeriesActivation,
+)
+from ..layers.deep_training import start_as
 
 Selector = (
     str | type | Callable[[str, nn.Module], bool] | Sequence | None)
@@ -30,7 +32,7 @@ ACTIVATIONS = ('ReLU', 'ReLU6', 'LeakyReLU', 'PReLU', 'ELU', 'CELU', 'SELU',
                'HSwish', 'Softplus')
 # All of them convolve as nn.Conv2d does. Another subclass may compute its
 # weight or its padding anew at each call.
-PLAIN_CONVS = (nn.Conv2d, MMCVConv2d, Conv2d)
+PLAIN_CONVS = (nn.Conv2d, MMCVConv2d)
 
 
 @dataclass
@@ -216,7 +218,7 @@ def _choose(model: nn.Module, selector: Selector, argument: str,
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module without children that is not part of a brick."""
-    bricks = BRICKS + (DeepTrainingActivation, )
+    bricks = (DeepTrainingConv2d, SeriesActivation, DeepTrainingActivation)
     inside = tuple(f'{name}.' if name else ''
                    for name, module in model.named_modules()
                    if isinstance(module, bricks))
@@ -268,9 +270,7 @@ def _why_not_conv(conv: nn.Module) -> str | None:
 
 
 def _build(cfg: dict, **kwargs) -> nn.Module:
-    # Not by MODELS.build, which in a detector's config looks in mmdet.
-    cfg = dict(cfg, **kwargs)
-    return MODELS.get(cfg.pop('type'))(**cfg)
+    return BUILDERS.build(dict(cfg, **kwargs))
 
 
 def _build_conv(conv: nn.Conv2d, cfg: dict) -> nn.Module:
@@ -286,11 +286,7 @@ def _build_conv(conv: nn.Conv2d, cfg: dict) -> nn.Module:
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode)
     pair.to(device=conv.weight.device, dtype=conv.weight.dtype)
-    weights = conv.state_dict()
-    if pair.bias is not None:
-        weights.setdefault('bias', torch.zeros_like(pair.bias))
-    # Not all of them fit where `mid_channels` is another number.
-    pair.load_state_dict(weights, strict=False)
+    start_as(pair, conv)
     pair.requires_grad_(conv.weight.requires_grad)
     return pair.train(conv.training)
 
@@ -404,3 +400,21 @@ def _build_act(act: nn.Module, site: _Call, cfg: dict) -> nn.Module:
     series.to(device=site.input.device, dtype=site.input.dtype)
     series.start_as(copy.deepcopy(act))
     return series.train(act.training)
+
+
+class SeriesActivationList(nn.ModuleList):
+    """Series activations for a block that calls one activation repeatedly."""
+
+    def __init__(self, acts, block):
+        super().__init__(acts)
+        self.next = 0
+        block.register_forward_pre_hook(self._start_over)
+
+    def _start_over(self, block, args) -> None:
+        self.next = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        act = self[self.next]
+        self.next = (self.next + 1) % len(self)
+        return act(x)

@@ -90,7 +90,7 @@ def test_vanillanet_13_in_mask_rcnn():
         for group in optim_wrapper.optimizer.param_groups
         if group['layer_id'] == 6
     }
-    assert 'backbone.stages.10.act.weight' in names[0.05]
+    assert 'backbone.stages.10.act.conv.weight' in names[0.05]
     assert 'backbone.stages.10.act.norm.weight' in names[0]
     assert 'backbone.stages.10.conv.conv1.bias' in names[0]
 
@@ -137,7 +137,7 @@ def test_step_sizes_differ():
     optimizer.step()
     steps = {k: before[k] - v for k, v in model.named_parameters()}
     for name, scale in [('backbone.stem.conv.conv1.weight', 0.25),
-                        ('backbone.stages.1.act.weight', 0.5),
+                        ('backbone.stages.1.act.conv.weight', 0.5),
                         ('head.weight', 1.0)]:
         torch.testing.assert_close(
             steps[name], torch.full_like(steps[name], scale))

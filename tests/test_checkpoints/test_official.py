@@ -310,7 +310,7 @@ def test_wrong_architecture():
     with pytest.raises(UserError, match='not the entries .* conv1.weight'):
         from_authors(resnet)
     missing = {k: v for k, v in theirs.items() if k != 'stages.2.act.weight'}
-    with pytest.raises(UserError, match='backbone.stages.2.act.weight'):
+    with pytest.raises(UserError, match='backbone.stages.2.act.conv.weight'):
         from_authors(missing)
     headless = {k: v for k, v in theirs.items() if not k.startswith('cls')}
     with pytest.raises(UserError, match='head.classifier'):
@@ -319,7 +319,7 @@ def test_wrong_architecture():
     with pytest.raises(UserError, match='backbone.stages.1.conv.conv1.bias'):
         from_authors(shape)
     more = {**theirs, 'stages.7.act.weight': torch.ones(8, 1, 7, 7)}
-    with pytest.raises(UserError, match='backbone.stages.7.act.weight'):
+    with pytest.raises(UserError, match='backbone.stages.7.act.conv.weight'):
         from_authors(more)
 
 

@@ -147,7 +147,8 @@ def test_merge_keeps_dtype_and_is_idempotent(dtype):
     weight, bias = conv.weight, conv.bias
     assert weight.dtype == bias.dtype == dtype
     assert weight.is_contiguous()
-    conv.switch_to_deploy()
+    assert type(conv) is nn.Conv2d
+    assert switch_to_deploy(conv) == 0
     assert conv.weight is weight and conv.bias is bias
     assert not list(conv.children())
 
@@ -174,13 +175,13 @@ def test_merge_refuses_lambda_below_1():
     assert set(conv.state_dict()) == keys
 
 
-def test_walk_names_the_brick_and_merges_all_or_none():
+def test_the_layer_is_named_and_all_or_none_are_merged():
     model = nn.ModuleDict(
         dict(a=DeepTrainingConv2d(2, 2, 1), b=DeepTrainingConv2d(2, 2, 1)))
     model['b'].act.lam = 0.5
     with pytest.raises(RuntimeError, match=r'"b".*lambda is 0\.5'):
         switch_to_deploy(model)
-    assert not model['a'].deploy
+    assert isinstance(model['a'], DeepTrainingConv2d)
     model['b'].act.lam = 1
     assert switch_to_deploy(model) == 2
     assert switch_to_deploy(model) == 0
@@ -196,8 +197,10 @@ def test_norm_that_does_not_fold(norm_cfg):
         DeepTrainingConv2d(4, 4, 3, norm_cfg=norm_cfg)
 
 
-def test_as_conv_cfg_of_any_network():
-    cfg = dict(type='mmpretrain.DeepTrainingConv2d')
+@pytest.mark.parametrize('name', ['DeepTrainingConv2d',
+                                  'mmpretrain.DeepTrainingConv2d'])
+def test_as_conv_cfg_of_any_network(name):
+    cfg = dict(type=name)
     assert isinstance(build_conv_layer(cfg, 3, 4, 3), DeepTrainingConv2d)
     module = ConvModule(
         3, 8, 3, padding=1, conv_cfg=cfg, norm_cfg=dict(type='BN')).eval()
@@ -216,7 +219,7 @@ def test_compiles_at_most_three_times_over_a_schedule():
     x = torch.randn(2, 4, 5, 5)
     for step in range(20):
         for model in (conv, reference):
-            for brick in model:
-                brick.act.lam = step / 19
+            for layer in model:
+                layer.act.lam = step / 19
         torch.testing.assert_close(compiled(x), reference(x))
     assert counter.frame_count <= 3

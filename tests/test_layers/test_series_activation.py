@@ -31,21 +31,22 @@ def test_both_forms_against_the_definition(n, name, base):
     torch.manual_seed(0)
     act = SeriesActivation(
         5, act_num=n, act_cfg=dict(type=name)).double().eval()
-    assert act.weight.shape == (5, 1, 2 * n + 1, 2 * n + 1)
+    assert act.conv.weight.shape == (5, 1, 2 * n + 1, 2 * n + 1)
     act.norm.running_mean.normal_()
     act.norm.running_var.uniform_(0.5, 2)
     nn.init.normal_(act.norm.weight)
     nn.init.normal_(act.norm.bias)
     x = torch.randn(2, 5, 7, 6, dtype=torch.float64)
-    expected = act.norm(by_definition(x, act.weight, n, base))
+    expected = act.norm(by_definition(x, act.conv.weight, n, base))
     torch.testing.assert_close(act(x), expected)
 
     act.switch_to_deploy()
     torch.testing.assert_close(act(x), expected)
-    assert act.weight.is_contiguous()
-    weight = act.weight
+    assert act.conv.weight.is_contiguous()
+    assert type(act.conv) is nn.Conv2d
+    weight = act.conv.weight
     act.switch_to_deploy()
-    assert act.weight is weight
+    assert act.conv.weight is weight
     built = SeriesActivation(
         5, act_num=n, act_cfg=dict(type=name), deploy=True).double()
     built.load_state_dict(act.state_dict(), strict=True)
@@ -57,7 +58,7 @@ def test_channels_from_the_first_input(deploy):
     act = SeriesActivation(act_num=1, deploy=deploy)
     parameters = list(act.parameters())
     assert act(torch.randn(2, 6, 4, 4)).shape == (2, 6, 4, 4)
-    assert act.weight.shape == (6, 1, 3, 3)
+    assert act.conv.weight.shape == (6, 1, 3, 3)
     # An optimizer that was built before holds the same parameters.
     assert all(a is b for a, b in zip(parameters, act.parameters()))
 
@@ -76,9 +77,10 @@ def test_unknown_channels_do_not_merge():
         SeriesActivation().switch_to_deploy()
 
 
-def test_as_act_cfg_of_any_network():
-    module = ConvModule(
-        3, 8, 3, act_cfg=dict(type='mmpretrain.SeriesActivation', act_num=1))
+@pytest.mark.parametrize('name', ['SeriesActivation',
+                                  'mmpretrain.SeriesActivation'])
+def test_as_act_cfg_of_any_network(name):
+    module = ConvModule(3, 8, 3, act_cfg=dict(type=name, act_num=1))
     assert module(torch.randn(2, 3, 6, 6)).shape == (2, 8, 4, 4)
     assert isinstance(module.activate, SeriesActivation)
 
@@ -122,14 +124,63 @@ def test_channels_before_the_first_input(name, kwargs, deploy):
 
 
 @pytest.mark.parametrize('order', [('conv', 'norm', 'act'),
+                                   ('norm', 'conv', 'act'),
+                                   ('conv', 'act', 'norm'),
                                    ('norm', 'act', 'conv'),
+                                   ('act', 'norm', 'conv'),
                                    ('act', 'conv', 'norm')])
 def test_channels_follow_the_order_of_a_block(order):
     module = ConvModule(
-        3, 8, 3, norm_cfg=dict(type='BN'), order=order,
-        act_cfg=dict(ACT, type='mmpretrain.SeriesActivation'))
-    assert module.activate.num_channels == (8 if order[0] == 'conv' else 3)
+        3, 8, 3, norm_cfg=dict(type='BN'), order=order, act_cfg=ACT)
+    is_behind = order.index('conv') < order.index('act')
+    assert module.activate.num_channels == (8 if is_behind else 3)
     module(torch.randn(2, 3, 6, 6))
+
+
+class Misleading(nn.Module):
+    """Registers its layers in another order than it runs them in."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.shortcut = nn.Conv2d(3, 5, 1)
+        self.act = SeriesActivation(act_num=1, **kwargs)
+
+    def forward(self, x):
+        return self.act(self.conv(x)), self.shortcut(x)
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+@pytest.mark.parametrize('norm_cfg', [
+    dict(type='BN', eps=1e-3, requires_grad=False), dict(type='SyncBN')])
+def test_the_first_input_corrects_the_channels(norm_cfg, deploy):
+    block = Misleading(norm_cfg=norm_cfg, deploy=deploy).double().eval()
+    parameters = list(block.parameters())
+    x = torch.randn(2, 3, 6, 6).double()
+    assert block(x)[0].shape == (2, 8, 6, 6)
+    assert block.act.num_channels == block.act.conv.groups == 8
+    # An optimizer that was built before holds the same parameters.
+    assert all(a is b for a, b in zip(parameters, block.parameters()))
+    assert all(p.dtype == torch.float64 for p in parameters)
+    if not deploy:
+        norm = block.act.norm
+        assert norm.num_features == 8 and norm.running_var.shape == (8, )
+        requires_grad = norm_cfg.get('requires_grad', True)
+        assert norm.weight.requires_grad == requires_grad
+    # From then on they stay.
+    with pytest.raises(RuntimeError, match='of 8 channels got an input'):
+        block.act(torch.randn(2, 5, 6, 6).double())
+
+
+def test_initializers_pass_over_unknown_channels():
+    network = nn.Sequential(nn.PixelShuffle(2), SeriesActivation())
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            nn.init.ones_(module.weight)
+    out = network(torch.randn(2, 8, 6, 6))
+    assert out.shape == (2, 2, 12, 12)
+    assert type(network[1].conv) is nn.Conv2d
+    assert type(network[1].norm) is nn.BatchNorm2d
 
 
 def test_channels_from_the_layer_before():

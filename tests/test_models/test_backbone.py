@@ -39,18 +39,6 @@ def test_any_size(size):
         ]
 
 
-@pytest.mark.parametrize('form', ['train', 'eval', 'deploy'])
-@pytest.mark.parametrize('size', [64, 224])
-def test_outputs_are_contiguous(form, size):
-    # mmcv's RoIAlign for the CPU reads any other order of memory wrongly.
-    model = net().train(form == 'train')
-    if form == 'deploy':
-        model.switch_to_deploy()
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        x = torch.rand(2, 3, size, size).to(memory_format=memory_format)
-        assert all(out.is_contiguous() for out in model(x))
-
-
 @pytest.mark.parametrize('index', range(4))
 @pytest.mark.parametrize('lam', [0, 0.5, 1])
 def test_gradient_from_each_output_alone(index, lam):

@@ -266,10 +266,10 @@ def test_other_activations_merge(act):
 def test_other_input_channels_and_act_num():
     net = VanillaNet(TINY, in_channels=1, act_num=1)
     assert net(torch.rand(2, 1, 32, 32))[0].shape == (2, 12, 2, 2)
-    assert net.stem.act.weight.shape == (4, 1, 3, 3)
+    assert net.stem.act.conv.weight.shape == (4, 1, 3, 3)
 
 
-def test_every_layer_is_a_brick():
+def test_every_layer_is_reparameterizable():
     net = VanillaNet(TINY)
     layers = [net.stem, *net.stages]
     assert all(isinstance(x.conv, DeepTrainingConv2d) for x in layers)
@@ -284,7 +284,7 @@ def test_layer_depth():
         for name, _ in net.named_parameters()
     }
     assert {d for _, d in depth.values()} == {6}
-    assert depth['stem.act.weight'][0] == 0
+    assert depth['stem.act.conv.weight'][0] == 0
     assert depth['stages.0.conv.conv1.weight'][0] == 1
     assert depth['stages.3.act.norm.bias'][0] == 4
     head = net.get_layer_depth('head.classifier.conv1.weight', 'backbone.')

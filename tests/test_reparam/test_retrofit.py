@@ -21,11 +21,11 @@ from torchvision.ops import Conv2dNormActivation
 from mmvanilla.layers import (
     DeepTrainingConv2d,
     SeriesActivation,
-    SeriesActivationList,
     set_lam,
     switch_to_deploy,
 )
 from mmvanilla.reparam import add_deep_training
+from mmvanilla.reparam.retrofit import SeriesActivationList
 
 BRICKS = dict(
     conv_cfg=dict(type='DeepTrainingConv2d'),
@@ -370,7 +370,7 @@ def test_series_of_a_copy_are_its_own():
     block.eval()
     other = copy.deepcopy(block)
     for act in other.relu:
-        nn.init.zeros_(act.weight)
+        nn.init.zeros_(act.conv.weight)
     x = torch.randn(2, 8, 8, 8)
     before = block(x)
     assert relative_l2(other(x), before) > 0.1

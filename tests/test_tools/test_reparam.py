@@ -139,7 +139,7 @@ def _unfit(folder):
     def edit(content):
         state = content['state_dict']
         state['head.classifier.conv1.weight'] = torch.zeros(3, 8, 1, 1)
-        del state['backbone.stem.act.weight']
+        del state['backbone.stem.act.conv.weight']
         state['neck.weight'] = torch.zeros(1)
         state['neck.bias'] = torch.zeros(1)
 

@@ -2,7 +2,6 @@
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 
-import torch
 import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -10,15 +9,12 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...layers.conv import is_eager_on_cpu
 from ...layers.deep_training import DeepTrainingConv2d
-from ...layers.forms import switch_to_deploy
+from ...layers.forms import switch_to_deploy, switch_to_finetune
 from ...layers.series_activation import SeriesActivation
 
-INIT_CFG = (dict(
-    type='TruncNormal',
-    layer=['Conv2d', 'SeriesActivation'],
-    std=0.02), dict(type='Constant', layer='_BatchNorm', val=1))
+INIT_CFG = (dict(type='TruncNormal', layer='Conv2d', std=0.02),
+            dict(type='Constant', layer='_BatchNorm', val=1))
 
 
 def _arch(dims: Sequence[int],
@@ -49,9 +45,6 @@ class VanillaStage(BaseModule):
         pool (nn.Module, optional): What reduces the resolution.
             Defaults to None.
     """
-
-    # A property of the base class that TorchScript cannot read.
-    __jit_unused_properties__ = ['is_init']
 
     def __init__(self,
                  conv: DeepTrainingConv2d,
@@ -103,6 +96,9 @@ class VanillaNet(BaseBackbone):
             while training. Defaults to False.
         with_cp (bool): Whether to recompute each stage in the backward pass
             and save the memory of its inner activations. Defaults to False.
+        deep_training (bool): Whether to build the train form, where each
+            convolution is two; False builds the fine-tune form.
+            Defaults to True.
         deploy (bool): Whether to build the deploy form. Defaults to False.
         init_cfg (dict | list[dict], optional): Initialization. Defaults to
             the authors': truncated normal of std 0.02 for weights, 0 for
@@ -144,6 +140,7 @@ class VanillaNet(BaseBackbone):
                  act_cfg: dict = dict(type='ReLU'),
                  norm_eval: bool = False,
                  with_cp: bool = False,
+                 deep_training: bool = True,
                  deploy: bool = False,
                  init_cfg: dict | Sequence[dict] | None = INIT_CFG):
         if isinstance(init_cfg, tuple):
@@ -170,6 +167,7 @@ class VanillaNet(BaseBackbone):
                     norm_cfg=norm_cfg,
                     act_cfg=act_cfg,
                     post_norm=True,
+                    deep_training=deep_training,
                     deploy=deploy,
                     **kwargs),
                 # What stands before it (a norm, a pooling, a convolution)
@@ -246,17 +244,12 @@ class VanillaNet(BaseBackbone):
             tuple[Tensor]: For each of ``out_indices``, in ascending order of
             stages, a map of (N, dims[i + 1], H_i, W_i).
         """
-        reordered = is_eager_on_cpu(x)
-        if reordered:
-            x = x.contiguous(memory_format=torch.channels_last)
         x = self._run(self.stem, x)
         outs = []
         for i, stage in enumerate(self.stages):
             x = self._run(stage, x)
             if i in self.out_indices:
-                # mmcv's ops for the CPU, RoIAlign among them, take any map
-                # for a contiguous one and would read another order wrongly.
-                outs.append(x.contiguous() if reordered else x)
+                outs.append(x)
         return tuple(outs)
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
@@ -288,10 +281,18 @@ class VanillaNet(BaseBackbone):
     @property
     def deploy(self) -> bool:
         """bool: Whether the network is in deploy form."""
-        return self.stem.conv.deploy
+        return self.stem.act.deploy
+
+    def switch_to_finetune(self) -> None:
+        """Merge each pair of convolutions, in place, and keep the norms.
+
+        Raises:
+            RuntimeError: If lambda is not 1.
+        """
+        switch_to_finetune(self)
 
     def switch_to_deploy(self) -> None:
-        """Merge every brick, in place; a second call does nothing.
+        """Merge every layer, in place; a second call does nothing.
 
         Raises:
             RuntimeError: If lambda is not 1.

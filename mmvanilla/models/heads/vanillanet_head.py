@@ -6,13 +6,13 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ...layers.deep_training import DeepTrainingConv2d
-from ...layers.forms import switch_to_deploy
+from ...layers.forms import switch_to_deploy, switch_to_finetune
 from ..backbones.vanillanet import INIT_CFG
 
 
 @MODELS.register_module()
 class VanillaNetHead(ClsHead):
-    """Classification head whose classifier is deeply trained as well.
+    """Classification head whose classifier has deep training as well.
 
     Global average pooling -> dropout -> :class:`DeepTrainingConv2d` of 1x1
     (VanillaNet, arXiv 2305.12972, section 3). The pooling is its own: no
@@ -30,8 +30,11 @@ class VanillaNetHead(ClsHead):
             hard labels. Defaults to False.
         norm_cfg (dict): Config of the batch norm between the two
             convolutions. Defaults to ``dict(type='BN', eps=1e-6)``.
-        act_cfg (dict): Config of the activation that fades.
+        act_cfg (dict): Config of the activation between them.
             Defaults to ``dict(type='ReLU')``.
+        deep_training (bool): Whether to build the train form; the fine-tune
+            form is the deploy form here, since no norm follows.
+            Defaults to True.
         deploy (bool): Whether to build the deploy form. Defaults to False.
         init_cfg (dict | list[dict], optional): Initialization. Defaults to
             the one of :class:`VanillaNet`.
@@ -49,6 +52,7 @@ class VanillaNetHead(ClsHead):
                  cal_acc: bool = False,
                  norm_cfg: dict = dict(type='BN', eps=1e-6),
                  act_cfg: dict = dict(type='ReLU'),
+                 deep_training: bool = True,
                  deploy: bool = False,
                  init_cfg: dict | Sequence[dict] | None = INIT_CFG):
         if num_classes <= 0:
@@ -68,6 +72,7 @@ class VanillaNetHead(ClsHead):
             mid_channels=num_classes,
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
+            deep_training=deep_training,
             deploy=deploy)
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
@@ -90,7 +95,11 @@ class VanillaNetHead(ClsHead):
     @property
     def deploy(self) -> bool:
         """bool: Whether the classifier is in deploy form."""
-        return self.classifier.deploy
+        return not isinstance(self.classifier, DeepTrainingConv2d)
+
+    def switch_to_finetune(self) -> None:
+        """Merge the classifier, in place, as :meth:`switch_to_deploy`."""
+        switch_to_finetune(self)
 
     def switch_to_deploy(self) -> None:
         """Merge the classifier, in place; a second call does nothing.

@@ -1,0 +1,45 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Batch norms that fold into the convolution before them."""
+import torch
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .folding import fold_norm
+
+
+def build_batch_norm(norm_cfg: dict | None,
+                     channels: int) -> nn.Module | None:
+    """Build a norm that folds into a convolution; None without a config.
+
+    Raises:
+        ValueError: If it is another norm, or has no running statistics.
+    """
+    if norm_cfg is None:
+        return None
+    _, norm = build_norm_layer(norm_cfg, channels)
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        raise ValueError(
+            f'norm_cfg must be a batch norm with running statistics, which '
+            f'alone folds into a convolution, but got {norm_cfg}')
+    return norm
+
+
+def fold_batch_norm(weight: Tensor, bias: Tensor | None,
+                    norm: _BatchNorm | None
+                    ) -> tuple[Tensor, Tensor | None]:
+    """Fold a batch norm module, or None, into a convolution's tensors."""
+    if norm is None:
+        return weight, bias
+    return fold_norm(weight, bias, norm.running_mean, norm.running_var,
+                     norm.eps, norm.weight, norm.bias)
+
+
+def reset_to_identity(norm: _BatchNorm) -> None:
+    """Make a batch norm, in eval mode, return its input."""
+    with torch.no_grad():
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+        if norm.affine:
+            norm.weight.fill_(1)
+            norm.bias.zero_()

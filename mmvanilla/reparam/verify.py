@@ -9,6 +9,103 @@ from torch import Tensor, nn
 from ..utils.errors import UserError
 
 
+class OutputComparison:
+    """Relative errors of output tensors, sample by sample.
+
+    The error of a tensor is ||output - reference|| / ||reference||, with
+    Euclidean norms in float64, so that a large output hides no error of
+    another one.
+
+    Args:
+        tol (float): The maximum allowed relative error.
+
+    Attributes:
+        count (int): How many tensors were compared.
+        max_rel (float): The maximum relative error; inf where an output is
+            not finite or has another shape.
+        max_abs (float): The maximum absolute difference.
+    """
+
+    # Outputs of two inputs that differ by less are rounding errors.
+    SAME = 1e-6
+
+    def __init__(self, tol: float) -> None:
+        self.tol = tol
+        self.count = 0
+        self.max_rel = 0.0
+        self.max_abs = 0.0
+        self._worst = ''
+        self._problem = ''
+        self._first: dict[str, Tensor] = {}
+        self._samples: dict[str, int] = {}
+        self._varies = False
+
+    def add(self, name: str, reference: Tensor, output: Tensor) -> None:
+        """Compare one output tensor of one sample.
+
+        Args:
+            name (str): What the tensor is, the same for each sample.
+            reference (Tensor): The expected tensor, (1, ...).
+            output (Tensor): The tensor to check.
+        """
+        self.count += 1
+        sample = self._samples[name] = self._samples.get(name, 0) + 1
+        where = f'{name} of sample {sample}'
+        reference, output = reference.double(), output.double()
+        first = self._first.setdefault(name, reference)
+        self._varies |= (
+            first.shape != reference.shape
+            or _relative_error(first, reference) > self.SAME)
+        if reference.shape != output.shape:
+            self._fail(f'{where} has shape {tuple(output.shape)}, not '
+                       f'{tuple(reference.shape)}')
+            return
+        for kind, tensor in (('reference', reference), ('output', output)):
+            if not tensor.isfinite().all():
+                self._fail(f'{where}: the {kind} has numbers that are not '
+                           'finite')
+                return
+        error = _relative_error(reference, output)
+        if error > self.max_rel:
+            self.max_rel, self._worst = error, where
+        if reference.numel():
+            self.max_abs = max(self.max_abs,
+                               (output - reference).abs().max().item())
+
+    def _fail(self, problem: str) -> None:
+        self._problem = self._problem or problem
+        self.max_rel = self.max_abs = math.inf
+
+    def check(self, what: str) -> None:
+        """Refuse outputs that are not, or cannot be seen to be, the same.
+
+        Args:
+            what (str): What was compared, to begin the message with.
+
+        Raises:
+            UserError: If nothing was compared, a number is not finite, shapes
+                differ, the reference is the same for all samples, or a
+                relative error is over the tolerance.
+        """
+        problem = self._problem
+        if not self.count:
+            problem = 'no outputs were compared'
+        elif not problem and self.max_rel > self.tol:
+            problem = (f'the relative error of {self._worst} is '
+                       f'{self.max_rel:.3g}, over the tolerance {self.tol:g}')
+        elif (not problem and not self._varies
+              and max(self._samples.values()) > 1):
+            problem = ('the reference outputs are the same for all samples, '
+                       'so that comparing them shows nothing')
+        if problem:
+            raise UserError(f'{what}: {problem}')
+
+
+def _relative_error(reference: Tensor, output: Tensor) -> float:
+    difference = (output - reference).norm().item()
+    return difference / max(reference.norm().item(), 1e-300)
+
+
 class Comparison:
     """Differences between two models, collected batch by batch.
 

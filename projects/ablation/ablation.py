@@ -8,12 +8,12 @@ grid that was broken off goes on where it was.
 import argparse
 from pathlib import Path
 
-from mmvanilla.experiments.ablation import run_ablation
-from mmvanilla.experiments.report import make_table, write_report
+from grid import run_ablation
+from report import make_table, write_report
 
 from mmvanilla.utils.errors import UserError, exit_on_user_error
 
-GRIDS = Path(__file__).resolve().parents[1] / 'configs' / 'ablation'
+GRIDS = Path(__file__).resolve().parent / 'configs'
 
 
 def parse_args() -> argparse.Namespace:

@@ -21,10 +21,10 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import ProgressBar, import_modules_from_strings
 
-from ..deploy.building import read_config
-from ..errors import UserError
-from ..files import check_writable, replace_atomically
-from ..version import __version__
+from mmvanilla import __version__
+from mmvanilla.utils.building import read_config
+from mmvanilla.utils.errors import UserError
+from mmvanilla.utils.files import check_writable, replace_atomically
 
 METRIC = 'accuracy/top1'
 # What of a config makes a run.
@@ -219,7 +219,10 @@ def _slug(row: Row) -> str:
 
 def _digest(cfg: Config) -> str:
     content = {k: v for k, v in cfg.to_dict().items() if k != 'work_dir'}
-    text = json.dumps([content, __version__], sort_keys=True, default=str)
+    text = json.dumps(
+        [content, __version__, torch.__version__],
+        sort_keys=True,
+        default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

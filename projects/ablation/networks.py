@@ -7,7 +7,11 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..models.vanillanet import INIT_CFG, VanillaNet, VanillaStage
+from mmvanilla.models.backbones.vanillanet import (
+    INIT_CFG,
+    VanillaNet,
+    VanillaStage,
+)
 
 
 @MODELS.register_module()

@@ -2,9 +2,10 @@
 """An ablation as a table and as a plot, beside the paper's figures."""
 from pathlib import Path
 
-from ..deploy.tables import markdown_table
-from ..files import check_writable, replace_atomically
-from .ablation import Ablation, Row
+from grid import Ablation, Row
+
+from mmvanilla.utils.files import check_writable, replace_atomically
+from mmvanilla.utils.tables import markdown_table
 
 
 def write_report(ablation: Ablation, out: str | Path) -> list[Path]:

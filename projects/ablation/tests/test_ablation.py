@@ -9,14 +9,17 @@ import sys
 import time
 
 import pytest
+from grid import Ablation, Row, run_config
 from mmengine.config import Config
-from mmvanilla.experiments.ablation import Ablation, Row, run_config
-from mmvanilla.experiments.report import make_table, write_report
 from PIL import Image
+from report import make_table, write_report
 from tiny import ROOT, refused, run_tool
 
+ABLATION = ROOT / 'projects' / 'ablation'
+TOOL = ABLATION / 'ablation.py'
+
 GRID = f'''
-_base_ = '{ROOT}/configs/ablation/series.py'
+_base_ = '{ABLATION}/configs/series.py'
 train_dataloader = dict(dataset=dict(indices=64))
 val_dataloader = dict(dataset=dict(indices=64))
 model = dict(
@@ -39,8 +42,8 @@ def write_grid(folder, rows) -> None:
 
 
 def run_grid(folder, *options):
-    done = run_tool('ablation.py', 'small.py', '--out', 'out', '--seeds', 2,
-                    *options, cwd=folder)
+    done = run_tool(TOOL, 'small.py', '--out', 'out', '--seeds', 2, *options,
+                    cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,8 +69,8 @@ def is_alive(pid: int) -> bool:
 def test_killed_half_way_and_run_again(tmp_path):
     write_grid(tmp_path, [0, 1])
     process = subprocess.Popen(
-        [sys.executable, ROOT / 'tools' / 'ablation.py', 'small.py', '--out',
-         'out', '--seeds', '2', '--workers', '1'],
+        [sys.executable, TOOL, 'small.py', '--out', 'out', '--seeds', '2',
+         '--workers', '1'],
         cwd=tmp_path,
         env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'),
         stdout=subprocess.DEVNULL,
@@ -121,7 +124,7 @@ def test_killed_half_way_and_run_again(tmp_path):
 
 
 def test_each_run_is_one_of_the_seed():
-    cfg = Config.fromfile(ROOT / 'configs' / 'ablation' / 'series.py')
+    cfg = Config.fromfile(ABLATION / 'configs' / 'series.py')
     runs = [run_config(cfg, dict(), 36, seed) for seed in (0, 1)]
     assert [run.randomness.seed for run in runs] == [0, 1]
     assert 'grid' not in runs[0] and 'grid' in cfg
@@ -197,7 +200,7 @@ def test_refusals(tmp_path, monkeypatch, capfd, grid, options, message):
             f"grid = dict(title='', rows={text})\n"
             'train_cfg = dict(max_epochs=1)')
     error = refused(
-        monkeypatch, capfd, 'ablation.py', grid, *options, cwd=tmp_path)
+        monkeypatch, capfd, TOOL, grid, *options, cwd=tmp_path)
     assert message in error
     assert not (tmp_path / 'work_dirs').exists()
 
@@ -207,7 +210,7 @@ def test_a_run_that_fails_is_named(tmp_path):
     text = (tmp_path / 'small.py').read_text()
     (tmp_path / 'small.py').write_text(
         text.replace('act_num=n', 'act_num=-1'))
-    done = run_tool('ablation.py', 'small.py', '--seeds', 1, cwd=tmp_path)
+    done = run_tool(TOOL, 'small.py', '--seeds', 1, cwd=tmp_path)
     assert done.returncode == 1
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith('error: the run "n---0" of seed 0 failed')

@@ -2,22 +2,19 @@
 import pytest
 import torch
 from golden import relative_l2
+from grid import run_config
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
-from mmvanilla.experiments.ablation import run_config
-from mmvanilla.experiments.networks import (
-    NarrowAlexNet,
-    PlainNet,
-    ShortcutVanillaNet,
-)
+from networks import NarrowAlexNet, PlainNet, ShortcutVanillaNet
 from tiny import ROOT
 
 from mmvanilla.layers import switch_to_deploy
 from mmvanilla.models import VanillaNet
 
+ABLATION = ROOT / 'projects' / 'ablation'
 ARCH = dict(dims=[8, 8, 16, 16], strides=[1, 2, 1])
-GRIDS = sorted((ROOT / 'configs' / 'ablation').glob('*.py'))
+GRIDS = sorted((ABLATION / 'configs').glob('*.py'))
 # As the paper reports them: facts/vanillanet.md has them in one place.
 PAPER = {
     'series': [60.53, 74.53, 75.62, 76.36, 76.43],

@@ -2,47 +2,35 @@
 # 355 images, and are tested on the larger, 1,442: so they are quick, hard
 # enough to tell networks apart, and a mean of three seeds is known to a few
 # tenths of a percent.
-_base_ = '../../_base_/default_runtime.py'
+_base_ = [
+    '../../../../configs/_base_/datasets/digits.py',
+    '../../../../configs/_base_/default_runtime.py'
+]
 
 custom_imports = dict(
-    imports=['mmvanilla', 'mmvanilla.experiments'],
-    allow_failed_imports=False)
+    imports=['mmvanilla', 'networks'], allow_failed_imports=False)
 
 model = dict(
     type='ImageClassifier',
-    data_preprocessor=dict(
-        type='ClsDataPreprocessor', num_classes=10, mean=[77.9], std=[95.9]),
+    data_preprocessor=_base_.data_preprocessor,
     head=dict(
         num_classes=10,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)))
 
+train_pipeline = _base_.train_pipeline
+train_pipeline[0]['scale'] = 72
+train_pipeline[1]['crop_size'] = 64
+test_pipeline = _base_.test_pipeline
+test_pipeline[0]['scale'] = 64
 train_dataloader = dict(
-    batch_size=32,
-    num_workers=0,
-    dataset=dict(
-        type='DigitsDataset',
-        split='val',
-        pipeline=[
-            dict(type='Resize', scale=72, interpolation='bicubic'),
-            dict(type='RandomCrop', crop_size=64),
-            dict(type='PackInputs'),
-        ]),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+    batch_size=32, dataset=dict(split='val', pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=128,
-    num_workers=0,
-    dataset=dict(
-        type='DigitsDataset',
-        split='train',
-        pipeline=[
-            dict(type='Resize', scale=64, interpolation='bicubic'),
-            dict(type='PackInputs'),
-        ]),
-    sampler=dict(type='DefaultSampler', shuffle=False))
-val_evaluator = dict(type='Accuracy', topk=1)
+    batch_size=128, dataset=dict(split='train', pipeline=test_pipeline))
+test_dataloader = val_dataloader
 
 train_cfg = dict(by_epoch=True, max_epochs=36, val_interval=36)
 val_cfg = dict()
+test_cfg = dict()
 
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),

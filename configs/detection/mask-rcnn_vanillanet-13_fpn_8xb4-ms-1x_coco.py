@@ -2,60 +2,23 @@
 # The authors' set-up for COCO: box AP 44.3, mask AP 40.1 (Swin-T: 43.7, 39.8).
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
-    'mmdet::_base_/default_runtime.py'
+    '../_base_/vanillanet-13_8xb4-ms-1x_coco.py'
 ]
-custom_imports = dict(imports=['mmvanilla'], allow_failed_imports=False)
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmpretrain.VanillaNet',
-        arch='13',
-        act_num=4,
-        # Strides 4, 8, 16, 32: stages 0, 1, 8 and 10. Counted from the end
-        # they are the same in VanillaNet-7 to -13.
-        out_indices=(0, 1, -3, -1),
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='vanillanet://vanillanet_13_act_num_4_kd_pretrain',
-            prefix='backbone.')),
-    neck=dict(in_channels=[512, 1024, 2048, 4096]))
+    backbone=_base_.backbone, neck=dict(in_channels=[512, 1024, 2048, 4096]))
 
-# Batch norms become SyncBN where there are several processes.
-sync_bn = 'torch'
+train_pipeline = _base_.train_pipeline
+train_pipeline[1]['with_mask'] = True
+test_pipeline = _base_.test_pipeline
+test_pipeline[2]['with_mask'] = True
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(metric=['bbox', 'segm'])
+test_evaluator = val_evaluator
 
-train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=None),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='RandomChoiceResize',
-        scales=[(1333, side) for side in range(480, 1025, 32)],
-        keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
-]
-train_dataloader = dict(
-    batch_size=4, num_workers=4, dataset=dict(pipeline=train_pipeline))
-
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(
-        type='AdamW', lr=1.3e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    constructor='mmpretrain.VanillaNetLayerDecayConstructor',
-    paramwise_cfg=dict(decay_rate=0.6))
-param_scheduler = [
-    dict(
-        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    # The second step falls on the end of the training, as the authors' does.
-    dict(
-        type='MultiStepLR',
-        by_epoch=True,
-        begin=0,
-        end=12,
-        milestones=[10, 12],
-        gamma=0.1)
-]
-auto_scale_lr = dict(base_batch_size=32)
+optim_wrapper = dict(optimizer=dict(lr=1.3e-4))
+# The second step falls on the end of the training, as the authors' does.
+param_scheduler = _base_.param_scheduler
+param_scheduler[1]['milestones'] = [10, 12]

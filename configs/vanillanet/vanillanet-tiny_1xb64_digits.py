@@ -1,43 +1,20 @@
-# A narrow VanillaNet on the real digits that come with scikit-learn: the whole
-# road, training, merging and testing, in a few minutes on a CPU.
-_base_ = ['../_base_/default_runtime.py']
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+# A narrow VanillaNet on real handwritten digits: training, merging and testing
+# take a few minutes on a CPU.
+_base_ = ['../_base_/datasets/digits.py', '../_base_/default_runtime.py']
 
-custom_imports = dict(imports=['mmvanilla'], allow_failed_imports=False)
-
-arch = dict(dims=[64, 128, 192, 192], strides=[2, 2, 1])
 model = dict(
     type='ImageClassifier',
-    data_preprocessor=dict(
-        type='ClsDataPreprocessor', num_classes=10, mean=[77.9], std=[95.9]),
-    backbone=dict(type='VanillaNet', arch=arch, in_channels=1),
+    data_preprocessor=_base_.data_preprocessor,
+    backbone=dict(
+        type='VanillaNet',
+        arch=dict(dims=[64, 128, 192, 192], strides=[2, 2, 1]),
+        in_channels=1),
     head=dict(
         type='VanillaNetHead',
         num_classes=10,
         in_channels=192,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)))
-
-test_pipeline = [
-    dict(type='Resize', scale=32, interpolation='bicubic'),
-    dict(type='PackInputs'),
-]
-train_pipeline = [
-    dict(type='Resize', scale=36, interpolation='bicubic'),
-    dict(type='RandomCrop', crop_size=32),
-    dict(type='PackInputs'),
-]
-train_dataloader = dict(
-    batch_size=64,
-    num_workers=0,
-    dataset=dict(type='DigitsDataset', split='train', pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
-val_dataloader = dict(
-    batch_size=64,
-    num_workers=0,
-    dataset=dict(type='DigitsDataset', split='val', pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
-test_dataloader = val_dataloader
-val_evaluator = dict(type='Accuracy', topk=1)
-test_evaluator = val_evaluator
 
 train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)
 val_cfg = dict()
@@ -55,6 +32,5 @@ custom_hooks = [
     dict(type='ReparameterizeHook', checkpoint='last'),
 ]
 default_hooks = dict(
-    logger=dict(interval=10),
-    checkpoint=dict(interval=10, max_keep_ckpts=1))
+    logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=1))
 randomness = dict(seed=0)

@@ -52,6 +52,8 @@ custom_hooks = [
     dict(type='mmpretrain.DeepTrainingHook', decay_epochs=3, per_iter=True)
 ]
 
+train_pipeline = _base_.shapes_train_pipeline
+test_pipeline = _base_.shapes_test_pipeline
 train_dataloader = _base_.shapes_train_dataloader
 val_dataloader = _base_.shapes_val_dataloader
 test_dataloader = val_dataloader

@@ -23,6 +23,8 @@ model = dict(
         anchor_generator=dict(strides=[8, 16, 32])),
     test_cfg=dict(nms_pre=200, max_per_img=20))
 
+train_pipeline = _base_.shapes_train_pipeline
+test_pipeline = _base_.shapes_test_pipeline
 train_dataloader = _base_.shapes_train_dataloader
 val_dataloader = _base_.shapes_val_dataloader
 test_dataloader = val_dataloader

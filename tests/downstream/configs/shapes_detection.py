@@ -5,6 +5,25 @@ shapes_root = 'data/shapes/'
 shapes_metainfo = dict(
     classes=('circle', 'square', 'triangle'),
     palette=[(220, 20, 60), (20, 160, 60), (30, 60, 220)])
+shapes_train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='RandomFlip',
+        prob=[0.25, 0.25, 0.25],
+        direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='PackDetInputs')
+]
+shapes_test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    # To the size that they have: it notes the scale_factor.
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                   'scale_factor'))
+]
 shapes_train_dataloader = dict(
     batch_size=4,
     num_workers=0,
@@ -15,15 +34,7 @@ shapes_train_dataloader = dict(
         ann_file='train.json',
         data_prefix=dict(img='train/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=1),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-            dict(
-                type='RandomFlip',
-                prob=[0.25, 0.25, 0.25],
-                direction=['horizontal', 'vertical', 'diagonal']),
-            dict(type='PackDetInputs')
-        ]))
+        pipeline=shapes_train_pipeline))
 shapes_val_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -33,16 +44,7 @@ shapes_val_dataloader = dict(
         metainfo=shapes_metainfo,
         ann_file='val.json',
         data_prefix=dict(img='val/'),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            # To the size that they have: it notes the scale_factor.
-            dict(type='Resize', scale=(128, 128), keep_ratio=True),
-            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-            dict(
-                type='PackDetInputs',
-                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                           'scale_factor'))
-        ]))
+        pipeline=shapes_test_pipeline))
 shapes_evaluator = dict(ann_file=shapes_root + 'val.json')
 
 shapes_max_epochs = 6

@@ -9,8 +9,9 @@ num_classes = 4
 crop_size = (128, 128)
 # Nine pixels in ten are background; unweighted it drowns out the shapes.
 class_weight = [0.1, 1.0, 1.0, 1.0]
+data_preprocessor = dict(size=crop_size)
 model = dict(
-    data_preprocessor=dict(size=crop_size),
+    data_preprocessor=data_preprocessor,
     backbone=dict(
         arch=dict(
             _delete_=True,
@@ -36,6 +37,24 @@ metainfo = dict(
     classes=('background', 'circle', 'square', 'triangle'),
     palette=[(0, 0, 0), (220, 20, 60), (20, 160, 60), (30, 60, 220)])
 data_root = 'data/shapes/'
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(
+        type='RandomFlip',
+        prob=[0.3, 0.3],
+        direction=['horizontal', 'vertical']),
+    dict(type='PackSegInputs')
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=crop_size, keep_ratio=True),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs')
+]
+# The images have one size, which a pyramid would leave.
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1]['transforms'].pop(0)
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -49,15 +68,7 @@ train_dataloader = dict(
         reduce_zero_label=True,
         data_root=data_root,
         data_prefix=dict(img_path='train', seg_map_path='train_masks'),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', reduce_zero_label=True),
-            dict(
-                type='RandomFlip',
-                prob=[0.3, 0.3],
-                direction=['horizontal', 'vertical']),
-            dict(type='PackSegInputs')
-        ]))
+        pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -71,12 +82,7 @@ val_dataloader = dict(
         reduce_zero_label=True,
         data_root=data_root,
         data_prefix=dict(img_path='val', seg_map_path='val_masks'),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=crop_size, keep_ratio=True),
-            dict(type='LoadAnnotations', reduce_zero_label=True),
-            dict(type='PackSegInputs')
-        ]))
+        pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 max_iters = 500

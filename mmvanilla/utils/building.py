@@ -60,8 +60,13 @@ def build_model(cfg: Config) -> nn.Module:
     with scope_of(cfg):
         # Weights come from the checkpoint that is loaded next, so what
         # `init_cfg` would do, or download, is left out.
+        model = copy.deepcopy(cfg.model)
+        # As mmengine's runner does it.
+        if cfg.get('data_preprocessor'):
+            model.setdefault('data_preprocessor',
+                             copy.deepcopy(cfg.data_preprocessor))
         try:
-            return MODELS.build(copy.deepcopy(cfg.model)).eval()
+            return MODELS.build(model).eval()
         except ValueError as e:
             raise UserError(f'cannot build the model of {cfg.filename}: {e}'
                             ) from e

@@ -1,8 +1,13 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-from .hooks import DeepTrainingHook, ReparameterizeHook
+from .hooks import (
+    AtomicCheckpointHook,
+    DataLoadingHook,
+    DeepTrainingHook,
+    ReparameterizeHook,
+)
 from .optimizers import VanillaNetLayerDecayConstructor
 
 __all__ = [
-    'DeepTrainingHook', 'ReparameterizeHook',
-    'VanillaNetLayerDecayConstructor'
+    'AtomicCheckpointHook', 'DataLoadingHook', 'DeepTrainingHook',
+    'ReparameterizeHook', 'VanillaNetLayerDecayConstructor'
 ]

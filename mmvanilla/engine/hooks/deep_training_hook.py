@@ -1,8 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import math
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
+from torch import nn
 
 from ...layers.forms import find_activations
 from ...utils.errors import UserError
@@ -10,25 +13,32 @@ from ...utils.errors import UserError
 
 @HOOKS.register_module()
 class DeepTrainingHook(Hook):
-    """Raise lambda of every brick from 0 to 1 while the network trains.
+    """Raise lambda of every deep-training pair from 0 to 1 during training.
 
     VanillaNet, arXiv 2305.12972, section 3.1: in epoch e of E, lambda is
     e / E, or ``0.5 (1 - cos(pi e / E))``; from epoch E on it is 1 and the
     network can be merged. Lambda is the same on every rank, in the copies of
     ``EMAHook`` and in the checkpoint, and shows as ``lambda`` in the logs.
+    Pairs whose parameters are all frozen keep the lambda that they have.
+
+    In a loop of iterations an epoch is one pass over the data set by all
+    ranks together.
 
     Args:
         decay_epochs (int, optional): E. Defaults to None.
-        decay_iters (int, optional): The length in iterations instead; lambda
-            then changes with each. Exactly one of the two is to be given.
-            Defaults to None.
+        decay_iters (int, optional): The length in iterations of the training
+            loop instead, as ``max_iters`` and iteration-based schedulers
+            count them: with gradient accumulation, each micro-batch is one.
+            Lambda then changes with each iteration. Exactly one of the two
+            must be given. Defaults to None.
         schedule (str): 'linear' or 'cosine'. Defaults to 'linear'.
         per_iter (bool): Whether lambda changes with each iteration instead
             of each epoch. Defaults to False.
 
     Raises:
-        UserError: If the arguments are not as told above, or, when training
-            starts, if the model has no brick.
+        UserError: If the arguments are not as described above; when training
+            starts, if the model has no pair to raise lambda of, or if
+            ``decay_epochs`` needs the length of a data set that has none.
 
     Example:
         >>> custom_hooks = [dict(type='DeepTrainingHook', decay_epochs=100)]
@@ -54,33 +64,48 @@ class DeepTrainingHook(Hook):
         self.per_iter = per_iter or decay_iters is not None
 
     def before_train(self, runner) -> None:
-        """Find the bricks and say what lambda will do."""
-        models = [runner.model]
-        # An EMA copy learns of lambda from nobody else.
-        models += [
+        """Find the pairs and log what lambda will be."""
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        found = find_activations(model)
+        if not found:
+            raise UserError(
+                'DeepTrainingHook found no DeepTrainingActivation: the model '
+                'is in fine-tune or deploy form, or was built without deep '
+                'training, so take DeepTrainingHook out of custom_hooks')
+        trained = [not _is_frozen(model, name) for name in found]
+        # An EMA copy is told of lambda by nobody else. Its parameters are
+        # never trained, so the model's own say which are frozen.
+        models = [model] + [
             hook.ema_model for hook in runner.hooks
             if hasattr(hook, 'ema_model')
         ]
         self.activations = [
-            act for model in models for act in find_activations(model).values()
+            act for m in models
+            for act, moves in zip(find_activations(m).values(), trained)
+            if moves
         ]
         if not self.activations:
-            raise UserError(
-                'DeepTrainingHook found no DeepTrainingActivation in the '
-                'model: give it deep training, not in deploy form, or take '
-                'the hook out of the config')
+            runner.logger.warning(
+                'DeepTrainingHook does nothing: every pair of the model is '
+                'frozen and keeps its lambda.')
 
-        self.epoch_length = len(runner.train_dataloader)
         self.by_epoch = hasattr(runner.train_loop, 'run_epoch')
+        self.epoch_length = None
+        if self.decay_epochs and (self.per_iter or not self.by_epoch):
+            self.epoch_length = _epoch_length(runner)
+        if self.decay_iters and _accumulation(runner) > 1:
+            runner.logger.info(
+                f'decay_iters={self.decay_iters} counts iterations, of which '
+                f'{_accumulation(runner)} make one step of the optimizer.')
         start = self._current_lam(runner)
-        if runner._load_from and not runner._resume:
+        if runner._load_from and not runner._resume and self.activations:
             loaded = self.activations[0].lam
             runner.logger.info(
                 f'Deep training starts anew: lambda goes from {loaded:g}, as '
                 f'loaded, to {start:g}. Take DeepTrainingHook out of the '
                 'config to train on without it.')
-        last_iter = runner.max_iters - 1
-        last = self._lam_at(last_iter, last_iter // self.epoch_length)
+        last = self._lam_at(runner.max_iters - 1, runner.max_epochs - 1)
         if last < 1:
             runner.logger.warning(
                 f'Training ends before deep training does: lambda will be '
@@ -102,14 +127,13 @@ class DeepTrainingHook(Hook):
             self._set(runner, self._current_lam(runner))
 
     def _current_lam(self, runner) -> float:
-        # A resumed run may have other iterations to an epoch than before, so
-        # a loop that counts epochs is asked for them.
-        epoch = (
-            runner.epoch if self.by_epoch else runner.iter //
-            self.epoch_length)
-        return self._lam_at(runner.iter, epoch)
+        return self._lam_at(runner.iter, runner.epoch)
 
     def _lam_at(self, iteration: int, epoch: int) -> float:
+        # A resumed run may have other iterations to an epoch than before, so
+        # a loop that counts epochs is asked for them.
+        if not self.by_epoch and self.epoch_length:
+            epoch = iteration // self.epoch_length
         if self.decay_iters is not None:
             progress = iteration / self.decay_iters
         elif self.per_iter:
@@ -125,4 +149,34 @@ class DeepTrainingHook(Hook):
     def _set(self, runner, lam: float) -> None:
         for act in self.activations:
             act.lam = lam
-        runner.message_hub.update_scalar('train/lambda', lam)
+        if self.activations:
+            runner.message_hub.update_scalar('train/lambda', lam)
+
+
+def _is_frozen(model: nn.Module, name: str) -> bool:
+    """Whether the layer that an activation belongs to is not trained."""
+    layer = model.get_submodule(name.rpartition('.')[0])
+    parameters = list(layer.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
+def _epoch_length(runner) -> int:
+    """Iterations that all ranks together need for one pass over the data."""
+    loader = runner.train_dataloader
+    try:
+        length = len(loader)
+    except TypeError:
+        length = 0
+    if not length:
+        raise UserError(
+            f'{type(loader.dataset).__name__} is empty or has no length, so '
+            'DeepTrainingHook cannot count epochs: give it decay_iters '
+            'instead of decay_epochs')
+    sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+    if isinstance(sampler, InfiniteSampler):  # its length is of all ranks
+        length = math.ceil(length / runner.world_size)
+    return length
+
+
+def _accumulation(runner) -> int:
+    return getattr(runner.optim_wrapper, '_accumulative_counts', 1)

@@ -65,6 +65,7 @@ def add_deep_training(
         conv_cfg: dict = dict(type='DeepTrainingConv2d'),
         act_cfg: dict = dict(type='SeriesActivation'),
         input_shape: Sequence[int] | None = None,
+        deep_training: bool = True,
         deploy: bool = False) -> Replaced:
     """Give a network's convolutions deep training, its activations series.
 
@@ -104,6 +105,8 @@ def add_deep_training(
             an image. One image of zeros is run through the network to see
             where activations are called and with how many channels. Defaults
             to None: the channels of the first convolution, and 224 x 224.
+        deep_training (bool): Whether to put in the train form; False puts in
+            the fine-tune form. Defaults to True.
         deploy (bool): Whether to put in the deploy form. Defaults to False.
 
     Returns:
@@ -133,7 +136,8 @@ def add_deep_training(
         if reason:
             replaced.skipped[name] = reason
             continue
-        pair = _build_conv(conv, dict(conv_cfg, deploy=deploy))
+        pair = _build_conv(
+            conv, dict(conv_cfg, deep_training=deep_training, deploy=deploy))
         parts += [(alias, pair) for alias in _aliases(model, conv)]
         replaced.convs.append(name)
 

@@ -5,11 +5,16 @@ from .version import __version__
 
 check_requirements()
 
-from . import datasets, engine, layers, models, reparam  # noqa: E402, F401
-from .checkpoints import allow_mmengine_checkpoints  # noqa: E402
+from . import (  # noqa: E402, F401
+    checkpoints,
+    datasets,
+    engine,
+    layers,
+    models,
+    reparam,
+)
 from .utils.registration import register_models  # noqa: E402
 
-allow_mmengine_checkpoints()
 register_models()
 
 __all__ = ['__version__']

@@ -9,7 +9,7 @@ from ..utils.errors import UserError
 from ..utils.files import check_writable, replace_atomically, sha256
 from ..utils.registration import root
 from ..version import __version__
-from .hub import _read_authors
+from .hub import read_official_file
 from .official import describe, to_authors
 from .safe_load import read_checkpoint
 
@@ -57,7 +57,7 @@ def convert(src: str | Path,
             raise UserError(f'cannot convert {src}: {e}') from e
         load_from = f'vanillanet://{dst.resolve()}'
     else:
-        state_dict, name = _read_authors(src, key)
+        state_dict, name = read_official_file(src, key)
         model = describe(state_dict)
         meta = dict(
             source=src.name,

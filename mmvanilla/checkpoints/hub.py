@@ -1,17 +1,14 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The authors' checkpoints by name, as OpenMMLab's loaders take them."""
-from http.client import HTTPException
+"""The authors' official weights, by name."""
 from pathlib import Path
 
-import torch
-from mmengine.dist import barrier, get_local_rank
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from ..utils.errors import UserError
-from ..utils.files import replace_atomically
+from .download import cache_path, download
 from .official import _some, from_authors
 from .safe_load import read_checkpoint
+from .validate import check_state_dict
 
 # The authors' published weights: the file's name, and what it is.
 PUBLISHED = {
@@ -25,8 +22,20 @@ SCHEME = 'vanillanet://'
 URL = 'https://github.com/huawei-noah/VanillaNet/releases/download/ckpt/'
 
 
-def _read_authors(path: Path, key: str | None = None) -> tuple:
-    """Our state dict out of a file of the authors', and the model's name."""
+def read_official_file(path: Path, key: str | None = None) -> tuple[dict, str]:
+    """Read a file of the authors' format.
+
+    Args:
+        path (Path): The file.
+        key (str, optional): The entry to read. Defaults to None: 'model_ema',
+            or 'model' where there is none, or the file is a state dict.
+
+    Returns:
+        tuple: The state dict under our names, and the name of the model.
+
+    Raises:
+        UserError: If it is not in that format.
+    """
     checkpoint = read_checkpoint(path)
     if 'state_dict' in checkpoint:
         raise UserError(f"{path} holds state_dict: it is not in the authors' "
@@ -41,12 +50,12 @@ def _read_authors(path: Path, key: str | None = None) -> tuple:
     else:
         raise UserError(f'{path} holds no {key}, but '
                         f'{_some(list(checkpoint))}')
-    tensors = isinstance(state_dict, dict) and all(
-        isinstance(value, Tensor) for value in state_dict.values())
-    if not tensors or not state_dict:
+    if not isinstance(state_dict, dict) or not any(
+            isinstance(value, Tensor) for value in state_dict.values()):
         raise UserError(f"{path} is not in the authors' format: it holds "
                         f'{_some(list(checkpoint)) or "nothing"}, and neither '
                         'model_ema nor model with tensors')
+    check_state_dict(state_dict, str(path))
     try:
         state_dict = from_authors(state_dict)
     except UserError as e:
@@ -55,19 +64,11 @@ def _read_authors(path: Path, key: str | None = None) -> tuple:
     return state_dict, str(name)
 
 
-@CheckpointLoader.register_scheme(prefixes=SCHEME)
-def load_from_vanillanet(filename: str,
-                         map_location: str | None = None) -> dict:
-    """Load a checkpoint of the authors' as one of ours.
+def read_official(name: str) -> dict:
+    """Read official weights as a checkpoint of ours.
 
-    It is what stands behind ``vanillanet://`` wherever OpenMMLab takes a
-    checkpoint: ``vanillanet://vanillanet_6`` is downloaded once, into
-    ``torch.hub``'s cache; ``vanillanet:///any/file.pth`` is a file.
-
-    Args:
-        filename (str): The name with its scheme.
-        map_location (str, optional): Not used, as OpenMMLab copies what is
-            read into a model anyway: the tensors are on the CPU.
+    ``vanillanet://vanillanet_6`` is downloaded once, into ``torch.hub``'s
+    cache; ``vanillanet:///any/file.pth`` is a file.
 
     Returns:
         dict: ``state_dict``, the averaged weights where there are any, and
@@ -77,46 +78,18 @@ def load_from_vanillanet(filename: str,
         UserError: If the name is not a published one, the file is in another
             format, or the download fails.
     """
-    state_dict, _ = _read_authors(local_path(filename))
-    return dict(state_dict=state_dict, meta=dict(source=filename))
+    state_dict, _ = read_official_file(official_path(name))
+    return dict(state_dict=state_dict, meta=dict(source=name))
 
 
-def load_checkpoint(name: str | Path) -> dict:
-    """Load a checkpoint by its path or by its ``vanillanet://`` name.
-
-    Raises:
-        UserError: As :func:`read_checkpoint` and :func:`load_from_vanillanet`.
-    """
-    if str(name).startswith(SCHEME):
-        return load_from_vanillanet(str(name))
-    return read_checkpoint(name)
-
-
-def local_path(name: str | Path) -> Path:
-    """Where the file of a checkpoint lies, downloaded if need be."""
-    if not str(name).startswith(SCHEME):
+def official_path(name: str) -> Path:
+    """Where official weights lie, downloaded if they are not there."""
+    name = name.removeprefix(SCHEME)
+    if name.startswith('/'):
         return Path(name)
-    name = str(name)[len(SCHEME):]
-    return Path(name) if name.startswith('/') else _download(name)
-
-
-def _download(name: str) -> Path:
-    """Path of a published file in the cache, downloaded if it is not there."""
     if name not in PUBLISHED:
         raise UserError(
             f'vanillanet://{name} is not known; there are '
             f'{", ".join(PUBLISHED)}, and vanillanet:///path/to/file.pth')
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / f'{name}.pth'
-    try:
-        if get_local_rank() == 0 and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replace_atomically(path) as part:
-                torch.hub.download_url_to_file(f'{URL}{name}.pth', str(part))
-                # A line that was cut leaves a short file and no error.
-                read_checkpoint(part)
-    except (OSError, HTTPException, UserError) as e:
-        raise UserError(f'cannot download {URL}{name}.pth ({e}): put the file '
-                        f'by hand at {path}') from e
-    finally:
-        barrier()
-    return path
+    url = f'{URL}{name}.pth'
+    return download(url, cache_path(url))

@@ -1,56 +1,32 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Reading a checkpoint without running anything that it holds."""
-import pickle
-import re
+"""Reading a checkpoint file without running anything that it holds."""
+import zipfile
 from argparse import Namespace
+from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from torch import Tensor
 
 from ..utils.errors import UserError
+from .allowed import RefusedError, Storage, need
+from .unpickler import Unpickler, check_plain
 
-# Where numpy's functions live differs between numpy 1 and 2, and their
-# pickles name that place.
-_multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
-
-
-def _history_statistic(owner, name):
-    """Stand in for ``getattr``, which pickles name for methods.
-
-    The real one would hand a malicious pickle any attribute of anything.
-    """
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
-        return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(
-        f'Unsupported global: GLOBAL getattr({owner}, {name!r})')
-
-
-# All that mmengine's checkpoints hold besides tensors and plain Python: the
-# message hub's log history, numpy scalars and numeric arrays.
-MMENGINE_CLASSES = [
-    HistoryBuffer, (_history_statistic, 'builtins.getattr'), np.ndarray,
-    np.dtype, _multiarray._reconstruct, _multiarray.scalar,
-    *(type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd')
-]
-
-
-def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load`` read what mmengine itself saved, and no more.
-
-    From torch 2.6 on, ``torch.load`` refuses every class that it does not
-    know, and mmengine up to 0.10.7 does not name its own: without this,
-    neither resuming nor testing works there. ``weights_only`` stays on.
-    """
-    torch.serialization.add_safe_globals(MMENGINE_CLASSES)
+ZIP_MAGIC = b'PK\x03\x04'
+# What torch wrote before every file until version 1.6.
+LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
+LEGACY_PROTOCOL = 1001
 
 
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint of mmengine's or of the authors', and run nothing.
 
-    Only tensors, plain Python, :data:`MMENGINE_CLASSES` and
-    ``argparse.Namespace``, which the authors' files hold, are allowed in it.
+    It may hold dense tensors, strings, numbers, lists, tuples and dicts, and
+    what mmengine saves beside these: the log history, numeric arrays. An
+    ``argparse.Namespace`` is allowed as ``args``, as in official files, and
+    ``meta`` holds no tensors. Every tensor covers no more than its storage.
 
     Args:
         path (str | Path): The file.
@@ -66,26 +42,121 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f'cannot read {path}: there is no such file')
     try:
-        path.open('rb').close()
-    except OSError as e:
-        raise UserError(f'cannot read {path}: {e.strerror}') from e
-    # Those allowed for good would be forbidden when the context ends.
-    known = torch.serialization.get_safe_globals()
-    allowed = [c for c in [*MMENGINE_CLASSES, Namespace] if c not in known]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            checkpoint = torch.load(path, 'cpu', weights_only=True)
-    except Exception as e:  # torch and pickle raise nearly everything here
-        found = re.search(r'GLOBAL (.+?)(?: was not an allowed| whose|$)',
-                          str(e), re.MULTILINE)
-        if found:
-            raise UserError(
-                f'{path} is refused: it would call {found[1]}, which no '
-                'checkpoint of a network needs and which may be harmful'
-            ) from e
+        with path.open('rb') as file:
+            content = _read(file, path.stat().st_size)
+        need(isinstance(content, dict), f'it holds a {type(content).__name__},'
+             ' not a dict')
+        _check(content)
+    except RefusedError as e:
         raise UserError(
-            f'{path} is not a checkpoint, or is cut short') from e
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{path} is not a checkpoint: it holds a '
-                        f'{type(checkpoint).__name__}, not a dict')
-    return checkpoint
+            f'{path} is refused: it would call {e}, which no checkpoint of a '
+            'network needs and which may be harmful') from e
+    except OSError as e:
+        raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+    except ValueError as e:
+        raise UserError(f'{path} is not a checkpoint, or is cut short or '
+                        f'damaged: {_one_line(e)}') from e
+    except Exception as e:  # zipfile and torch raise nearly everything
+        raise UserError(f'{path} is not a checkpoint, or is cut short or '
+                        'damaged') from e
+    return content
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200]
+
+
+def _read(file: BinaryIO, size: int) -> Any:
+    start = file.read(4)
+    file.seek(0)
+    if start == ZIP_MAGIC:
+        return _read_zip(file, size)
+    need(start[:1] == b'\x80', 'it is no file of torch.save')
+    return _read_legacy(BytesIO(file.read()), size)
+
+
+def _read_zip(file: BinaryIO, size: int) -> Any:
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    roots = [n[:-8] for n in names if n.endswith('data.pkl') and '/' in n]
+    need(len(roots) == 1, 'it is no archive of torch.save')
+    root, = roots
+    need(f'{root}constants.pkl' not in names, 'it holds a TorchScript module')
+    left = size
+
+    def read(name: str) -> bytes | Tensor:
+        nonlocal left
+        info = archive.getinfo(root + name)
+        # Records may point to the same bytes of the file: each byte counts
+        # once, so memory is bounded by the size of the file.
+        need(info.compress_type == zipfile.ZIP_STORED
+             and info.file_size == info.compress_size <= left,
+             'a record is larger than the file')
+        left -= info.file_size
+        data = torch.empty(info.file_size, dtype=torch.uint8)
+        with archive.open(info) as record:
+            # Reading to the end checks the record's checksum.
+            read = record.readinto(memoryview(data.numpy()))
+            need(read == info.file_size and not record.read(1),
+                 'a record is cut short')
+        return data
+
+    if f'{root}byteorder' in names:
+        need(read('byteorder').numpy().tobytes() == b'little',
+             'its numbers are not little-endian')
+    storages: dict[str, torch.UntypedStorage] = {}
+
+    def load_storage(key, dtype, numel) -> Storage:
+        if key not in storages:
+            storages[key] = read(f'data/{key}').untyped_storage()
+        need(numel * dtype.itemsize <= storages[key].nbytes(),
+             'a storage is longer than its record')
+        return Storage(dtype, numel, storages[key])
+
+    return Unpickler(BytesIO(read('data.pkl').numpy()), load_storage).load()
+
+
+def _read_legacy(file: BytesIO, size: int) -> Any:
+    storages: dict[str, Storage] = {}
+
+    def no_storage(*_):
+        raise RefusedError('a storage outside of the content')
+
+    def load_storage(key, dtype, numel) -> Storage:
+        nonlocal size
+        if key not in storages:
+            size -= numel * dtype.itemsize
+            need(size >= 0, 'a storage is larger than the file')
+            data = torch.UntypedStorage(numel * dtype.itemsize)
+            storages[key] = Storage(dtype, numel, data)
+        need((dtype, numel) == (storages[key].dtype, storages[key].numel),
+             'a storage has two sizes')
+        return storages[key]
+
+    header = [Unpickler(file, no_storage).load() for _ in range(3)]
+    need(header[:2] == [LEGACY_MAGIC, LEGACY_PROTOCOL]
+         and header[2]['little_endian'] is True, 'it is no file of torch.save')
+    content = Unpickler(file, load_storage).load()
+    keys = Unpickler(file, no_storage).load()
+    need(type(keys) is list and sorted(keys) == sorted(storages),
+         'its storages are not those of its tensors')
+    for key in keys:
+        storage = storages[key]
+        need(int.from_bytes(file.read(8), 'little') == storage.numel,
+             'a storage is cut short')
+        data = torch.empty(0, dtype=torch.uint8).set_(storage.data)
+        need(file.readinto(memoryview(data.numpy())) == len(data),
+             'a storage is cut short')
+    return content
+
+
+def _check(content: dict) -> None:
+    """Check what is where in a checkpoint."""
+    for key, value in content.items():
+        classes = (Tensor, HistoryBuffer)
+        if key == 'meta':
+            need(isinstance(value, dict), 'its meta is not a dict')
+            classes = ()
+        elif key == 'args' and 'state_dict' not in content:
+            classes = (Namespace, )
+        check_plain(value, classes, f'its {str(key)[:40]}')

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import SCHEME, check_fit, load_checkpoint
+from ..checkpoints import check_fit, load_checkpoint
 from ..layers.forms import switch_to_deploy
 from ..utils.building import check_data, read_config
 from ..utils.errors import UserError
@@ -67,7 +67,7 @@ def train(config: str,
         cfg.auto_scale_lr.enable = True
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     if cfg.get('load_from'):
-        _read_safely(cfg.load_from)
+        load_checkpoint(cfg.load_from)
     runner = _build_runner(cfg)
     runner.train()
     return runner
@@ -124,7 +124,7 @@ def test(config: str,
         raise UserError('predictions hold tensors, so --out must end in .pkl '
                         f'or --out-item be metrics, got {out}')
     check_data(cfg, 'test_dataloader')
-    content = _read_safely(checkpoint)
+    content = load_checkpoint(checkpoint)
     cfg.load_from = checkpoint
     cfg.resume = False
     if show or show_dir:
@@ -145,8 +145,7 @@ def test(config: str,
     model = runner.model
     while hasattr(model, 'module'):  # of several processes, or of TTA
         model = model.module
-    if content:
-        check_fit(model, content.get('state_dict', content), checkpoint)
+    check_fit(model, content.get('state_dict', content), checkpoint)
     if out and out_item == 'pred':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=out))
     if deploy:
@@ -207,17 +206,6 @@ def _leave_out_amp(cfg: Config) -> None:
         wrapper.type = 'OptimWrapper'
         for name in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(name, None)
-
-
-def _read_safely(name: str) -> dict:
-    """Read a checkpoint before the runner does, in its own way.
-
-    OneDL's mmengine reads unsafely what cannot be read safely. What lies on
-    another server is left to it.
-    """
-    if '://' in name and not name.startswith(SCHEME):
-        return {}
-    return load_checkpoint(name)
 
 
 def _visualize(cfg: Config, show: bool, show_dir: str | None,

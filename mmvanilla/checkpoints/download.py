@@ -1,0 +1,69 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Downloading a checkpoint into torch.hub's cache, whole or not at all."""
+import shutil
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+
+import torch
+from mmengine.dist import barrier, get_local_rank
+from rich.console import Console
+from rich.progress import Progress
+
+from ..utils.errors import UserError
+from ..utils.files import replace_atomically
+from .safe_load import read_checkpoint
+
+TIMEOUT = 30  # seconds without a byte
+
+
+def cache_path(url: str) -> Path:
+    """Where torch and mmengine keep the file of an address."""
+    name = Path(urlparse(url).path).name
+    if not name:
+        raise UserError(f'{url} does not end in the name of a file')
+    return Path(torch.hub.get_dir()) / 'checkpoints' / name
+
+
+def download(url: str, path: Path) -> Path:
+    """Download a checkpoint, unless it is there; returns its path.
+
+    Of several processes on a machine the first downloads and the others wait.
+
+    Raises:
+        UserError: If that fails, or what arrives is not a checkpoint.
+    """
+    try:
+        if get_local_rank() == 0 and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_atomically(path) as part:
+                _fetch(url, part)
+                # A server may answer with a page that says "not found".
+                read_checkpoint(part)
+    except (OSError, ValueError, HTTPException, UserError) as e:
+        reason = getattr(e, 'strerror', None) or e
+        raise UserError(f'cannot download {url} ({reason}): put the file by '
+                        f'hand at {path}') from e
+    finally:
+        barrier()
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    request = Request(url, headers={'User-Agent': 'mmvanilla'})
+    with urlopen(request, timeout=TIMEOUT) as response:
+        size = int(response.headers.get('Content-Length') or 0)
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise OSError(f'it needs {size / 1e6:.0f} MB and {path.parent} '
+                          f'has {free / 1e6:.0f} MB left')
+        done = 0
+        with path.open('wb') as file, Progress(
+                console=Console(stderr=True)) as bar:
+            task = bar.add_task(f'Downloading {url}', total=size or None)
+            while block := response.read(1 << 20):
+                done += file.write(block)
+                bar.update(task, completed=done)
+    if size and done != size:
+        raise OSError(f'{done} of {size} bytes arrived')

@@ -1,0 +1,62 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Checking the values of a state dict before anything is built from it."""
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..utils.errors import UserError
+
+
+def check_state_dict(state_dict: Any, source: str) -> None:
+    """Refuse what is not the state dict of a trained network.
+
+    Args:
+        state_dict (Any): What should be one.
+        source (str): Where it is from, for the error.
+
+    Raises:
+        UserError: If it is no dict or empty; if an entry is not a dense
+            tensor of real numbers on the CPU; if weights or statistics are
+            not finite, a variance is negative, a lambda is not a number from
+            0 to 1, or a batch counter is not one integer. Names the entry.
+    """
+    if not isinstance(state_dict, dict) or not state_dict:
+        raise UserError(f'{source} holds no weights: its state dict is '
+                        f'{"empty" if state_dict == {} else "not a dict"}')
+    for key, value in state_dict.items():
+        problem = _problem(str(key), value)
+        if problem:
+            raise UserError(f'{source} is refused: {str(key)[:100]} {problem}')
+
+
+def _problem(key: str, value: Any) -> str | None:
+    """What is wrong with an entry, as the end of a sentence."""
+    if not isinstance(value, Tensor):
+        return f'is a {type(value).__name__}, not a tensor'
+    if (value.layout != torch.strided or value.is_quantized or value.is_meta
+            or value.is_complex()):
+        return 'is not a dense tensor of real numbers'
+    name = key.rpartition('.')[2]
+    if name == 'num_batches_tracked':
+        if value.numel() != 1 or value.is_floating_point():
+            return 'is not one integer'
+    elif name == 'lam':
+        if value.numel() != 1 or not 0 <= float(value) <= 1:
+            return 'is not a number from 0 to 1'
+    elif value.is_floating_point():
+        value = _compact(value.detach())
+        # Attention masks are -inf where nothing is attended to.
+        if 'mask' not in name and not value.isfinite().all():
+            return 'holds numbers that are not finite'
+        if name == 'running_var' and (value < 0).any():
+            return 'holds a negative variance'
+    return None
+
+
+def _compact(value: Tensor) -> Tensor:
+    """A tensor without the dimensions along which it repeats itself."""
+    for dim, step in enumerate(value.stride()):
+        if step == 0 and value.shape[dim] > 1:
+            value = value.narrow(dim, 0, 1)
+    return value

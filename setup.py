@@ -18,21 +18,33 @@ downstream = ['onedl-mmdetection>=3.5.1', 'onedl-mmsegmentation>=1.4.2',
               'ftfy']
 export = ['onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf']
 tests = ['pytest', 'pytest-xdist', 'tensorboard', 'timm']
+docs = ['sphinx', 'myst-parser', 'furo', 'nbclient', 'ipykernel']
 
 
 class BuildWithMim(build_py):
-    """Ship configs and tools in `.mim`, where OpenMMLab looks for them."""
+    """Bring configs and tools in `.mim`, where OpenMMLab looks for them.
+
+    A wheel gets copies, an editable install gets links.
+    """
 
     def run(self):
         super().run()
         mim = Path(self.build_lib) / 'mmvanilla' / '.mim'
-        for folder in ('configs', 'tools'):
-            shutil.copytree(
-                ROOT / folder,
-                mim / folder,
-                ignore=shutil.ignore_patterns('__pycache__'),
-                dirs_exist_ok=True)
-        shutil.copy(ROOT / 'model-index.yml', mim)
+        if self.editable_mode:
+            mim = ROOT / 'mmvanilla' / '.mim'
+            shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True, exist_ok=True)
+        for name in ('configs', 'tools', 'model-index.yml'):
+            if self.editable_mode:
+                (mim / name).symlink_to(Path('..', '..', name))
+            elif (ROOT / name).is_dir():
+                shutil.copytree(
+                    ROOT / name,
+                    mim / name,
+                    ignore=shutil.ignore_patterns('__pycache__'),
+                    dirs_exist_ok=True)
+            else:
+                shutil.copy(ROOT / name, mim)
 
 
 setup(
@@ -42,6 +54,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['mmvanilla*']),
     install_requires=['packaging', 'scikit-learn', 'torch', 'torchvision'],
@@ -51,6 +64,7 @@ setup(
         'openmmlab': openmmlab,
         'export': export,
         'tests': tests,
-        'dev': tests + ['ruff'],
+        'docs': docs,
+        'dev': tests + docs + ['build', 'pre-commit', 'ruff'],
     },
     cmdclass={'build_py': BuildWithMim})

@@ -1,169 +1,23 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Training and testing as the tools do it, for a config of any toolbox."""
-import copy
-import logging
+"""What training and testing share: from a config to a runner."""
 import os.path as osp
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import mmengine
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.evaluator import DumpResults
-from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import check_fit, load_checkpoint
-from ..layers.forms import switch_to_deploy
-from ..utils.building import check_data, read_config
+from ..utils.building import read_config
 from ..utils.errors import UserError
 
 
-def train(config: str,
-          work_dir: str | None = None,
-          resume: str | None = None,
-          amp: bool = False,
-          validate: bool = True,
-          auto_scale_lr: bool = False,
-          cfg_options: dict | None = None,
-          launcher: str = 'none') -> Runner:
-    """Train.
-
-    Args:
-        config (str): The config's file.
-        work_dir (str, optional): Where logs and checkpoints go. Defaults to
-            None: what the config says, else ``work_dirs/CONFIG``.
-        resume (str, optional): A checkpoint to go on from, or 'auto' for the
-            latest in the work dir. Defaults to None.
-        amp (bool): Whether to train in mixed precision. Defaults to False.
-        validate (bool): Whether to evaluate meanwhile. Defaults to True.
-        auto_scale_lr (bool): Whether to scale the learning rate to the actual
-            batch size. Defaults to False.
-        cfg_options (dict, optional): Overrides of the config.
-        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
-
-    Returns:
-        Runner: What trained, with the trained model.
-
-    Raises:
-        UserError: If config, data or checkpoint are not there or not what
-            they should be.
-    """
-    cfg = _read(config, work_dir, cfg_options, launcher)
-    if not validate:
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if get_device() == 'cpu':
-        _leave_out_amp(cfg)
-    if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
-    if auto_scale_lr:
-        if 'auto_scale_lr' not in cfg:
-            raise UserError(f'{config} has no auto_scale_lr, which says what '
-                            'batch size its learning rate is for')
-        cfg.auto_scale_lr.enable = True
-    check_data(cfg, 'train_dataloader', 'val_dataloader')
-    if cfg.get('load_from'):
-        load_checkpoint(cfg.load_from)
-    runner = _build_runner(cfg)
-    runner.train()
-    return runner
-
-
-def test(config: str,
-         checkpoint: str,
-         deploy: bool = False,
-         work_dir: str | None = None,
-         out: str | None = None,
-         out_item: str = 'pred',
-         show_dir: str | None = None,
-         show: bool = False,
-         interval: int = 1,
-         wait_time: float = 2,
-         amp: bool = False,
-         tta: bool = False,
-         cfg_options: dict | None = None,
-         launcher: str = 'none') -> dict:
-    """Evaluate a checkpoint.
-
-    Args:
-        config (str): The config's file.
-        checkpoint (str): The checkpoint's file or address.
-        deploy (bool): Whether to merge the model before it is tested.
-            Defaults to False.
-        work_dir (str, optional): Where the metrics go. Defaults to None: what
-            the config says, else ``work_dirs/CONFIG``.
-        out (str, optional): A file for the results.
-        out_item (str): What it holds, 'pred' or 'metrics'.
-        show_dir (str, optional): A folder for images with predictions.
-        show (bool): Whether to show those in a window. Defaults to False.
-        interval (int): Draw every so many images. Defaults to 1.
-        wait_time (float): Seconds that a window stays. Defaults to 2.
-        amp (bool): Whether to test in mixed precision. Defaults to False.
-        tta (bool): Whether to average over augmentations: those of the
-            config's ``tta_pipeline``, else a horizontal flip.
-        cfg_options (dict, optional): Overrides of the config.
-        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
-
-    Returns:
-        dict: The metrics, by name.
-
-    Raises:
-        UserError: If config, data or checkpoint are not there or not what
-            they should be, or, with ``deploy``, if lambda is below 1.
-    """
-    cfg = _read(config, work_dir, cfg_options, launcher)
-    if not cfg.get('test_dataloader'):
-        raise UserError(f'{config} has no test_dataloader')
-    if out and osp.splitext(out)[1] not in ('.pkl', '.json', '.yaml', '.yml'):
-        raise UserError(f'--out must end in .pkl, .json or .yaml, got {out}')
-    if out and out_item == 'pred' and not out.endswith('.pkl'):
-        raise UserError('predictions hold tensors, so --out must end in .pkl '
-                        f'or --out-item be metrics, got {out}')
-    check_data(cfg, 'test_dataloader')
-    content = load_checkpoint(checkpoint)
-    cfg.load_from = checkpoint
-    cfg.resume = False
-    if show or show_dir:
-        _visualize(cfg, show, show_dir, interval, wait_time)
-    if tta:
-        _add_tta(cfg)
-    if amp:
-        cfg.test_cfg.fp16 = True
-    if deploy:
-        # It would swap its copy, in train form, for the merged weights. The
-        # average itself is what the checkpoint holds.
-        cfg.custom_hooks = [
-            hook for hook in cfg.get('custom_hooks') or []
-            if hook['type'].split('.')[-1] != 'EMAHook'
-        ]
-
-    runner = _build_runner(cfg)
-    model = runner.model
-    while hasattr(model, 'module'):  # of several processes, or of TTA
-        model = model.module
-    check_fit(model, content.get('state_dict', content), checkpoint)
-    if out and out_item == 'pred':
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=out))
-    if deploy:
-        runner.load_or_resume()
-        try:
-            bricks = switch_to_deploy(runner.model)
-        except RuntimeError as e:
-            raise UserError(f'{checkpoint}: {e}') from e
-        runner.logger.info(f'Merged {bricks} bricks before testing')
-    metrics = runner.test()
-    if out and out_item == 'metrics':
-        mmengine.dump(metrics, out)
-    return metrics
-
-
-def _read(config: str, work_dir: str | None, cfg_options: dict | None,
-          launcher: str) -> Config:
-    cfg = read_config(config, cfg_options)
+def read_run_config(config: str, work_dir: str | None, launcher: str,
+                    cfg_options: dict | None, allow_new_keys: bool) -> Config:
+    """Read a config and set what every run needs."""
+    cfg = read_config(config, cfg_options, allow_new_keys)
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -173,10 +27,54 @@ def _read(config: str, work_dir: str | None, cfg_options: dict | None,
     return cfg
 
 
-def _build_runner(cfg: Config) -> Runner:
+def set_loader_defaults(cfg: Config,
+                        name: str,
+                        pin_memory: bool = True,
+                        persistent_workers: bool | None = None) -> None:
+    """Give a data loader the settings that mmpretrain's tools give it.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        name (str): As ``train_dataloader``.
+        pin_memory (bool): False to switch it off. Defaults to True: what the
+            config says, else on.
+        persistent_workers (bool, optional): True for on where the config does
+            not say; False to switch it off. Defaults to None: what the config
+            says. They are off where there are no workers.
+
+    Raises:
+        UserError: If the loader prefetches without workers.
+    """
+    loader = cfg.get(name)
+    if not isinstance(loader, dict):
+        return
+    if (cfg.get('default_scope') or 'mmpretrain') == 'mmpretrain':
+        loader.setdefault('pin_memory', torch.cuda.is_available())
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        if persistent_workers:
+            loader.setdefault('persistent_workers', True)
+    if not pin_memory:
+        loader.pin_memory = False
+    if not loader.get('num_workers'):
+        if loader.get('prefetch_factor') is not None:
+            raise UserError(
+                f'{name}.prefetch_factor={loader.prefetch_factor} needs '
+                f'workers: set {name}.num_workers, or leave it out')
+        loader.persistent_workers = False
+    elif persistent_workers is False:
+        loader.persistent_workers = False
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build a config's runner, for one process or several.
+
+    Raises:
+        UserError: If a part of the config refuses its values.
+    """
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         # mmengine would choose a GPU for each process.
-        torch.distributed.init_process_group('gloo')
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
         # Its SyncBN takes tensors of accelerators alone.
         cfg.sync_bn = None
         cfg.setdefault(
@@ -195,46 +93,22 @@ def _build_runner(cfg: Config) -> Runner:
         raise UserError(f'cannot build what {cfg.filename} says: {e}') from e
 
 
-def _leave_out_amp(cfg: Config) -> None:
-    """Let a recipe with mixed precision run where mmengine has none."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    if wrapper.get('type') == 'AmpOptimWrapper':
-        print_log(
-            'mmengine trains in mixed precision on accelerators only: on this '
-            'CPU, training goes on in float32',
-            level=logging.WARNING)
-        wrapper.type = 'OptimWrapper'
-        for name in ('loss_scale', 'dtype', 'use_fsdp'):
-            wrapper.pop(name, None)
-
-
-def _visualize(cfg: Config, show: bool, show_dir: str | None,
-               interval: int, wait_time: float) -> None:
-    hook = cfg.get('default_hooks', {}).get('visualization')
-    if hook is None:
-        raise UserError(f'{cfg.filename} has no default_hooks.visualization, '
-                        'which draws the predictions')
-    hook.update(show=show, interval=interval, wait_time=wait_time)
-    # The toolboxes agree on the rest, but not on these names.
-    scope = cfg.get('default_scope') or 'mmpretrain'
-    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
-    if show_dir and scope == 'mmseg':
-        cfg.visualizer.save_dir = show_dir
-    elif show_dir:
-        hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = show_dir
-
-
-def _add_tta(cfg: Config) -> None:
-    if 'tta_model' not in cfg:
-        if cfg.get('default_scope', 'mmpretrain') != 'mmpretrain':
-            raise UserError(f'{cfg.filename} has no tta_model, which says '
-                            'what to average')
-        cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
-    if 'tta_pipeline' not in cfg:
-        *load, pack = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
-        flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
-        cfg.tta_pipeline = load + [
-            dict(type='TestTimeAug', transforms=[flips, [pack]])
-        ]
-    cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn errors that a user can mend, raised by a run, into a sentence."""
+    try:
+        yield
+    except UserError as e:
+        # One from a worker of a data loader comes with the worker's traceback.
+        text = str(e)
+        if 'Original Traceback' in text:
+            text = text.strip().rpartition('UserError: ')[2]
+        raise UserError(text) from e
+    except ValueError as e:
+        if 'more than 1 value per channel when training' not in str(e):
+            raise
+        raise UserError(
+            'a batch norm was given a batch of one image: set '
+            'train_dataloader.drop_last=True, or a train_dataloader.'
+            'batch_size that does not leave one image for the last batch'
+        ) from e

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The random generators of a process: reading, setting, seeding for a while."""
+"""Reading, setting and seeding the random generators of a process."""
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

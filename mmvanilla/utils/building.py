@@ -13,19 +13,25 @@ from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
+from .config_options import apply_cfg_options
 from .errors import UserError
 
 
-def read_config(path: str, cfg_options: dict | None = None) -> Config:
+def read_config(path: str,
+                cfg_options: dict | None = None,
+                allow_new_keys: bool = False) -> Config:
     """Read a config of any OpenMMLab toolbox.
 
     Args:
         path (str): The config file.
         cfg_options (dict, optional): What to override, as tools'
             ``--cfg-options`` give it. Defaults to None.
+        allow_new_keys (bool): Whether these may add unknown keys. Defaults
+            to False.
 
     Raises:
-        UserError: If there is no such file, or it is not a config.
+        UserError: If there is no such file, it is not a config, or an option
+            names an unknown key.
     """
     if not osp.isfile(path):
         raise UserError(f'no config at {path}')
@@ -36,7 +42,7 @@ def read_config(path: str, cfg_options: dict | None = None) -> Config:
         # TypeError: it overrides what its base has in another form.
         raise UserError(f'cannot read {path} as a config: {e}') from e
     if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+        apply_cfg_options(cfg, cfg_options, allow_new_keys)
     return cfg
 
 

@@ -57,6 +57,13 @@ class ReparameterizeHook(Hook):
     def after_train(self, runner) -> None:
         """Merge, verify and write."""
         source = self._find_checkpoint(runner)
+        lam = _lowest_lam(source)
+        if lam < 1:
+            runner.logger.warning(
+                f'Nothing was merged: training ended before lambda reached 1 '
+                f'(it is {lam:.4g} in {source}). Train longer, or shorten the '
+                'decay of DeepTrainingHook.')
+            return
         out = Path(runner.work_dir) / 'deploy.pth'
         report = reparameterize(runner.cfg, source, out, self.tol,
                                 self.samples)

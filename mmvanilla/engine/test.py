@@ -1,0 +1,221 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Evaluation as the tool does it, for a config of any toolbox."""
+import copy
+import os.path as osp
+
+import mmengine
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+from torch import nn
+
+from ..checkpoints import check_fit, load_checkpoint
+from ..layers.forms import switch_to_deploy
+from ..utils.building import check_data
+from ..utils.config_options import type_name
+from ..utils.errors import UserError
+from .launch import (
+    build_runner,
+    plain_errors,
+    read_run_config,
+    set_loader_defaults,
+)
+
+
+def test(config: str,
+         checkpoint: str,
+         deploy: bool = False,
+         compile: bool = False,
+         work_dir: str | None = None,
+         out: str | None = None,
+         out_item: str | None = None,
+         show_dir: str | None = None,
+         show: bool = False,
+         interval: int = 1,
+         wait_time: float = 2,
+         amp: bool = False,
+         tta: bool = False,
+         pin_memory: bool = True,
+         cfg_options: dict | None = None,
+         allow_new_keys: bool = False,
+         launcher: str = 'none') -> dict:
+    """Evaluate a checkpoint.
+
+    Args:
+        config (str): The config's file.
+        checkpoint (str): The checkpoint's file or address.
+        deploy (bool): Whether to merge the model before it is tested.
+            Defaults to False.
+        compile (bool): Whether to compile the merged model, by
+            :func:`mmvanilla.export.optimize_for_inference`. Defaults to
+            False.
+        work_dir (str, optional): Folder for the metrics. Defaults to None:
+            what the config says, else ``work_dirs/CONFIG``.
+        out (str, optional): A file for the results.
+        out_item (str, optional): What it holds, 'pred' or 'metrics'. Defaults
+            to None, which is 'pred'.
+        show_dir (str, optional): A folder for images with predictions.
+        show (bool): Whether to show those in a window. Defaults to False.
+        interval (int): Draw every so many images. Defaults to 1.
+        wait_time (float): Seconds that a window stays. Defaults to 2.
+        amp (bool): Whether to test in mixed precision. Defaults to False.
+        tta (bool): Whether to average over augmentations: those of the
+            config's ``tta_pipeline``, else what the toolbox does by default.
+        pin_memory (bool): False to switch it off in the data loader.
+        cfg_options (dict, optional): Overrides of the config.
+        allow_new_keys (bool): Whether these may add unknown keys.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        dict: The metrics, by name.
+
+    Raises:
+        UserError: If config, data or checkpoint are missing or not what they
+            should be, or, with ``deploy``, if lambda is below 1.
+    """
+    if compile and not deploy:
+        raise UserError('--compile needs --deploy: a merged network is what '
+                        'is compiled for inference')
+    _check_out(out, out_item)
+    cfg = read_run_config(config, work_dir, launcher, cfg_options,
+                          allow_new_keys)
+    if not cfg.get('test_dataloader'):
+        raise UserError(f'{config} has no test_dataloader')
+    check_data(cfg, 'test_dataloader')
+    set_loader_defaults(cfg, 'test_dataloader', pin_memory)
+    content = load_checkpoint(checkpoint)
+    cfg.load_from = checkpoint
+    cfg.resume = False
+    if show or show_dir:
+        _visualize(cfg, show, show_dir, interval, wait_time)
+    if tta:
+        _add_tta(cfg)
+    if amp:
+        cfg.test_cfg.fp16 = True
+    if deploy:
+        # It would swap its copy, in train form, for the merged weights. The
+        # average itself is what the checkpoint holds.
+        cfg.custom_hooks = [
+            hook for hook in cfg.get('custom_hooks') or []
+            if type_name(hook) != 'EMAHook'
+        ]
+
+    with plain_errors():
+        runner = build_runner(cfg)
+        model = runner.model
+        while hasattr(model, 'module'):  # of several processes, or of TTA
+            model = model.module
+        check_fit(model, content.get('state_dict', content), checkpoint)
+        if out and out_item != 'metrics':
+            runner.test_evaluator.metrics.append(
+                DumpResults(out_file_path=out))
+        if show_dir:
+            _keep_apart(runner.visualizer)
+        if deploy:
+            _deploy(runner, model, checkpoint, compile)
+        metrics = runner.test()
+    if out and out_item == 'metrics':
+        mmengine.dump(metrics, out)
+    return metrics
+
+
+def _check_out(out: str | None, out_item: str | None) -> None:
+    if out_item and not out:
+        raise UserError('--out-item needs --out, the file that it goes to')
+    if out and osp.splitext(out)[1] not in ('.pkl', '.json', '.yaml', '.yml'):
+        raise UserError(f'--out must end in .pkl, .json or .yaml, got {out}')
+    if out and out_item != 'metrics' and not out.endswith('.pkl'):
+        raise UserError('predictions hold tensors, so --out must end in .pkl '
+                        f'or --out-item be metrics, got {out}')
+
+
+def _deploy(runner: Runner, model: nn.Module, checkpoint: str,
+            compile: bool) -> None:
+    runner.load_or_resume()
+    try:
+        layers = switch_to_deploy(model)
+    except RuntimeError as e:
+        raise UserError(f'{checkpoint}: {e}') from e
+    runner.logger.info(f'Merged {layers} layers before testing')
+
+
+def _visualize(cfg: Config, show: bool, show_dir: str | None,
+               interval: int, wait_time: float) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserError(f'{cfg.filename} has no default_hooks.visualization, '
+                        'which draws the predictions')
+    hook.update(show=show, interval=interval, wait_time=wait_time)
+    # The toolboxes agree on the rest, but not on these names.
+    scope = cfg.get('default_scope') or 'mmpretrain'
+    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    if show_dir and scope == 'mmseg':
+        cfg.visualizer.save_dir = show_dir
+    elif show_dir:
+        hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = show_dir
+
+
+def _keep_apart(visualizer: Visualizer) -> None:
+    """Put pictures into a folder named after that of their image.
+
+    The toolboxes keep the file's name alone, so that images of equal names
+    in different class folders would share one picture.
+    """
+    taken: dict[str, int] = {}
+
+    def wrap(draw):
+
+        def wrapped(*args, data_sample=None, out_file=None, **kwargs):
+            if out_file:
+                folder = osp.basename(
+                    osp.dirname(getattr(data_sample, 'img_path', None) or ''))
+                out_file = osp.join(
+                    osp.dirname(out_file), folder, osp.basename(out_file))
+                taken[out_file] = taken.get(out_file, 0) + 1
+                if taken[out_file] > 1:
+                    root, suffix = osp.splitext(out_file)
+                    out_file = f'{root}_{taken[out_file]}{suffix}'
+            return draw(
+                *args, data_sample=data_sample, out_file=out_file, **kwargs)
+
+        return wrapped
+
+    for name in ('visualize_cls', 'add_datasample'):
+        if hasattr(visualizer, name):
+            setattr(visualizer, name, wrap(getattr(visualizer, name)))
+
+
+def _add_tta(cfg: Config) -> None:
+    scope = cfg.get('default_scope') or 'mmpretrain'
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset.dataset
+    # The toolboxes' own defaults; mmseg has none and its configs say this.
+    model, pack = dict(
+        mmdet=(dict(
+            type='DetTTAModel',
+            tta_cfg=dict(
+                nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+               dict(
+                   type='PackDetInputs',
+                   meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                              'scale_factor', 'flip', 'flip_direction'))),
+        mmseg=(dict(type='SegTTAModel'), dict(type='PackSegInputs')),
+    ).get(scope, (dict(type='mmpretrain.AverageClsScoreTTA'), None))
+    cfg.setdefault('tta_model', model)
+    if 'tta_pipeline' not in cfg:
+        *load, last = copy.deepcopy(dataset.pipeline)
+        flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
+        ends = [[pack or last]]
+        if scope == 'mmseg':
+            # Annotations are of the image before it is flipped.
+            ends = [[t for t in load if type_name(t) == 'LoadAnnotations'],
+                    *ends]
+            load = [t for t in load if type_name(t) != 'LoadAnnotations']
+        cfg.tta_pipeline = load + [
+            dict(type='TestTimeAug',
+                 transforms=[flips, *(end for end in ends if end)])
+        ]
+    cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline

@@ -1,0 +1,153 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Training as the tool does it, for a config of any toolbox."""
+import logging
+import math
+import shlex
+import sys
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from ..checkpoints import load_checkpoint
+from ..utils.building import check_data
+from ..utils.config_options import type_name
+from ..utils.errors import UserError
+from .launch import (
+    build_runner,
+    plain_errors,
+    read_run_config,
+    set_loader_defaults,
+)
+from .resume import check_resumable, find_checkpoint
+
+
+def train(config: str,
+          work_dir: str | None = None,
+          resume: str | None = None,
+          amp: bool = False,
+          validate: bool = True,
+          auto_scale_lr: bool = False,
+          pin_memory: bool = True,
+          persistent_workers: bool = True,
+          cfg_options: dict | None = None,
+          allow_new_keys: bool = False,
+          launcher: str = 'none') -> Runner:
+    """Train.
+
+    Args:
+        config (str): The config's file.
+        work_dir (str, optional): Folder for logs and checkpoints. Defaults to
+            None: what the config says, else ``work_dirs/CONFIG``.
+        resume (str, optional): A checkpoint to go on from, or 'auto' for the
+            newest whole one in the work dir. Defaults to None.
+        amp (bool): Whether to train in mixed precision. Defaults to False.
+        validate (bool): Whether to evaluate meanwhile. Defaults to True.
+        auto_scale_lr (bool): Whether to scale the learning rate to the actual
+            batch size, by the config's ``auto_scale_lr``. Defaults to False.
+        pin_memory (bool): False to switch it off in all data loaders.
+        persistent_workers (bool): False to start workers anew in each epoch.
+        cfg_options (dict, optional): Overrides of the config.
+        allow_new_keys (bool): Whether these may add unknown keys.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        Runner: The runner, with the trained model.
+
+    Raises:
+        UserError: If config, data or checkpoint are missing or not what they
+            should be, or if training was interrupted from the keyboard.
+    """
+    cfg = read_run_config(config, work_dir, launcher, cfg_options,
+                          allow_new_keys)
+    if not validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if get_device() == 'cpu':
+        _leave_out_amp(cfg)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        set_loader_defaults(cfg, name, pin_memory, persistent_workers)
+    check_data(cfg, 'train_dataloader', 'val_dataloader')
+
+    passed_over = []
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+    if cfg.get('resume') and not cfg.get('load_from'):
+        cfg.load_from, passed_over = find_checkpoint(cfg.work_dir)
+    elif cfg.get('resume'):
+        check_resumable(cfg.load_from)
+    elif cfg.get('load_from'):
+        load_checkpoint(cfg.load_from)
+
+    scale = cfg.get('auto_scale_lr')
+    if auto_scale_lr and not scale:
+        raise UserError(f'{config} has no auto_scale_lr, which says what '
+                        'batch size its learning rate is for')
+    try:
+        with plain_errors():
+            runner = build_runner(cfg)
+            for reason in passed_over:
+                runner.logger.warning(f'Passed over a checkpoint: {reason}')
+            if passed_over:
+                runner.logger.warning(f'Resuming from {cfg.load_from}')
+            if scale:
+                _scale_lr(runner, scale, auto_scale_lr or scale.get('enable'))
+            runner.train()
+    except KeyboardInterrupt:
+        raise UserError('training was interrupted; go on with: '
+                        f'{_resume_command()}') from None
+    return runner
+
+
+def _leave_out_amp(cfg: Config) -> None:
+    """Let a recipe with mixed precision run where mmengine has none."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    if type_name(wrapper) == 'AmpOptimWrapper':
+        print_log(
+            'mmengine trains in mixed precision on accelerators only: on this '
+            'CPU, training goes on in float32',
+            level=logging.WARNING)
+        wrapper.type = 'OptimWrapper'
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(name, None)
+
+
+def _scale_lr(runner: Runner, scale: dict, enable: bool) -> None:
+    """Have mmengine scale the learning rate by our rule, or warn."""
+    cfg = runner.cfg
+    rule = scale.get('rule', 'linear')
+    if rule not in ('linear', 'sqrt'):
+        raise UserError("auto_scale_lr.rule must be 'linear' or 'sqrt', but "
+                        f'got {rule!r}')
+    base = scale['base_batch_size']
+    batch = runner.world_size * cfg.train_dataloader.batch_size
+    total = batch * (cfg.optim_wrapper.get('accumulative_counts') or 1)
+    if enable:
+        ratio = total / base
+        ratio = math.sqrt(ratio) if rule == 'sqrt' else ratio
+        # mmengine multiplies by batch / base_batch_size and knows no rule.
+        scaled = dict(enable=True, base_batch_size=batch / ratio)
+        if hasattr(runner, 'auto_scale_lr'):
+            runner.auto_scale_lr = scaled
+        else:  # FlexibleRunner
+            runner._auto_scale_lr = scaled
+        runner.logger.info(
+            f'The learning rate is multiplied by {ratio:.4g}, for a batch of '
+            f'{total} instead of {base} ({rule} rule).')
+    elif total != base:
+        runner.logger.warning(
+            f'The batch is {total} in all, and the learning rate is for '
+            f'{base}: --auto-scale-lr scales it ({rule} rule).')
+
+
+def _resume_command() -> str:
+    args = sys.argv.copy()
+    if '--resume' in args:
+        i = args.index('--resume')
+        named = i + 1 < len(args) and not args[i + 1].startswith('-')
+        del args[i:i + 1 + named]
+    return shlex.join(['python', *args, '--resume'])

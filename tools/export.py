@@ -7,6 +7,7 @@ channels and input size are written into the file's metadata.
 """
 import argparse
 
+import mmvanilla  # isort: skip # noqa: F401, to check what is installed
 from mmengine.config import DictAction
 
 from mmvanilla.export.export import PRECISIONS, SUFFIXES, export

@@ -7,6 +7,7 @@ OUT.py, the config that builds the deploy form.
 """
 import argparse
 
+import mmvanilla  # isort: skip # noqa: F401, to check what is installed
 from mmengine.config import DictAction
 
 from mmvanilla.reparam.merge import reparameterize

@@ -13,8 +13,17 @@ from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from .config_options import apply_cfg_options
+from .config_options import apply_cfg_options, type_name
 from .errors import UserError
+from .requirements import require
+
+# Toolboxes that need more than the package itself.
+SCOPES = ('mmdet', 'mmseg')
+# Data sets whose layout is known, and what is not seen in their config.
+LAYOUTS = dict.fromkeys(
+    ('ImageNet', 'CustomDataset'),
+    ', with one folder of images for each class') | dict.fromkeys(
+        ('CocoDataset', 'ADE20KDataset', 'BaseSegDataset'), '')
 
 
 def read_config(path: str,
@@ -30,17 +39,24 @@ def read_config(path: str,
             to False.
 
     Raises:
-        UserError: If there is no such file, it is not a config, or an option
-            names an unknown key.
+        UserError: If there is no such file, it is not a config, an option
+            names an unknown key, or the toolbox that it is written for is not
+            installed.
     """
     if not osp.isfile(path):
         raise UserError(f'no config at {path}')
     try:
         cfg = Config.fromfile(path)
-    except (OSError, SyntaxError, NameError, KeyError, TypeError) as e:
-        # OSError: the file is of another kind, or a base of it is missing;
-        # TypeError: it overrides what its base has in another form.
-        raise UserError(f'cannot read {path} as a config: {e}') from e
+    except Exception as e:  # a config is a program: it may raise anything
+        for name in SCOPES:
+            if isinstance(e, ImportError) and name in str(e):
+                require(name)
+        cause = e.__cause__ or e
+        reason = str(cause).splitlines()[0] if str(cause) else 'no reason'
+        raise UserError(f'cannot read {path} as a config: '
+                        f'{type(cause).__name__}: {reason}') from e
+    if cfg.get('default_scope') in SCOPES:
+        require(cfg.default_scope)
     if cfg_options:
         apply_cfg_options(cfg, cfg_options, allow_new_keys)
     return cfg
@@ -79,19 +95,25 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def missing_data(dataset: dict) -> str | None:
-    """Say what of a data set's files is not there.
+    """Say which of a data set's files are missing, where its layout is known.
+
+    Other data sets may download their files, or say themselves what they
+    miss.
 
     Args:
         dataset (dict): The config of a data set, or of a wrapper around one.
 
     Returns:
         str | None: A sentence on which folder was looked for and what it must
-        hold; None where all is there, or where the data set has no files.
+        hold; None where nothing is known to be missing.
     """
     inner = dataset.get('dataset') or dataset.get('datasets')
     if inner is not None:
         inner = inner if isinstance(inner, (list, tuple)) else [inner]
         return next(filter(None, map(missing_data, inner)), None)
+    name = type_name(dataset)
+    if name not in LAYOUTS:
+        return None
 
     root = osp.expanduser(dataset.get('data_root') or '')
     prefixes = dataset.get('data_prefix') or {}
@@ -106,12 +128,8 @@ def missing_data(dataset: dict) -> str | None:
     paths = [osp.join(root, part) for part in parts] or [root]
     if all(osp.exists(path) for path in paths if path and '://' not in path):
         return None
-
-    holds = ' and '.join(parts) or 'the images'
-    if dataset.get('type', '').split('.')[-1] in ('ImageNet', 'CustomDataset'):
-        holds += ', with one folder of images for each class'
-    return (f'no data for {dataset.get("type")}: looked for the folder '
-            f'{root or "."}, which must hold {holds}; see "Data" in README.md')
+    return (f'no data for {name}: looked for the folder {root or "."}, which '
+            f'must hold {" and ".join(parts) or "the images"}{LAYOUTS[name]}')
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
@@ -151,10 +169,14 @@ def real_batches(cfg: Config,
         return None
     loader = copy.deepcopy(loader)
     loader.update(num_workers=0, persistent_workers=False)
+    loader.pop('prefetch_factor', None)  # of workers
     if loader.get('batch_size'):
         loader.batch_size = min(loader.batch_size, samples)
     with scope_of(cfg):
-        dataloader = Runner.build_dataloader(loader, seed=0)
+        try:
+            dataloader = Runner.build_dataloader(loader, seed=0)
+        except FileNotFoundError:
+            return None
         batches = []
         for batch in dataloader:
             batches.append(batch)
@@ -181,7 +203,7 @@ def random_batches(cfg: Config, samples: int) -> list[dict]:
     # Images are made here and no annotations are compared with.
     transforms = [
         t for t in dataset.get('pipeline', [])
-        if not t['type'].split('.')[-1].startswith('Load')
+        if not type_name(t).startswith('Load')
     ]
     rng = np.random.default_rng(0)
     channels = _image_channels(cfg)

@@ -25,7 +25,10 @@ def register_models() -> None:
     mmengine allows for packages in its own list alone. A second call does
     nothing.
     """
-    MODULE2PACKAGE.setdefault('mmvanilla', 'mmvanilla')
+    # mmengine looks for the folder of this "package". A module's is found in
+    # editable installs as well, which a distribution's is not in mmengine
+    # 0.10.7.
+    MODULE2PACKAGE.setdefault('mmvanilla', 'mmvanilla.version')
     if not ModelHub.has('vanillanet-6_8xb128_in1k'):
         ModelHub.register_model_index(
             root() / 'model-index.yml', config_prefix=root())

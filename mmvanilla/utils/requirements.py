@@ -38,6 +38,12 @@ def require(*names: str) -> None:
         if importlib.util.find_spec(name) is None:
             raise RequirementError(
                 f'{name} is not installed: {_install(EXTRAS[name])}')
+        if name in ('mmdet', 'mmseg') and not importlib.util.find_spec(
+                'mmcv._ext'):
+            raise RequirementError(
+                f'{name} needs the compiled ops of mmcv, which are not '
+                'installed: in a clone of mmvanilla, run '
+                'requirements/build_mmcv.sh')
 
 
 def check_requirements() -> None:

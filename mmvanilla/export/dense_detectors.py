@@ -1,0 +1,220 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""mmdet's dense detectors, from an image to boxes, as one network.
+
+mmdet selects boxes with Python's control flow and mmcv's compiled ops, which
+no exporter reads. The modules here call the detector's own parts (backbone,
+neck, head, anchors or points, bounding box coder) and select with operators
+that ONNX has.
+"""
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ..utils.errors import UserError
+
+BOX_FORMAT = 'x1, y1, x2, y2 in pixels of the input'
+
+
+class DenseDetector(nn.Module):
+    """A detector with a dense head: RetinaNet, FCOS, ATSS, RTMDet, ....
+
+    Args:
+        model (nn.Module): An mmdet detector whose ``bbox_head`` predicts as
+            mmdet's ``BaseDenseHead`` does, on anchors or on points.
+        input_size (tuple[int, int]): Height and width of the input, for which
+            the anchors are computed.
+
+    Raises:
+        UserError: If the head predicts in a way of its own, or its
+            ``test_cfg`` asks for another NMS than the plain one.
+    """
+
+    output_names = ('boxes', 'scores', 'labels')
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int]):
+        super().__init__()
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+        head = getattr(model, 'bbox_head', None)
+        if not _has_methods_of(head, BaseDenseHead, 'predict',
+                               'predict_by_feat', '_predict_by_feat_single',
+                               '_bbox_post_process'):
+            raise UserError(
+                f'a {type(model).__name__} with a {type(head).__name__} '
+                'cannot be exported whole: its head does not predict as '
+                "mmdet's RetinaNet, FCOS, ATSS and RTMDet do; take --part "
+                'backbone')
+        self.model = model
+        self.dense = DensePredictions(model, head, input_size)
+        self.nms = NMS(head.test_cfg.nms, head.test_cfg.max_per_img)
+
+    def settings(self) -> dict[str, object]:
+        """What the file's metadata say of the outputs."""
+        cfg = self.dense.test_cfg
+        return dict(
+            outputs=list(self.output_names),
+            box_format=BOX_FORMAT,
+            score_thr=cfg.get('score_thr', 0),
+            nms_pre=cfg.get('nms_pre', -1),
+            nms_iou_threshold=self.nms.iou_threshold,
+            nms_class_agnostic=self.nms.class_agnostic,
+            max_per_img=self.nms.max_per_img)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detect.
+
+        Args:
+            images (Tensor): One normalized image, (1, C, H, W).
+
+        Returns:
+            tuple[Tensor]: Boxes (D, 4), scores (D, ) and labels (D, ), in
+            descending order of the score.
+        """
+        boxes, scores, labels, _ = self.dense(self.model.extract_feat(images))
+        keep = self.nms(boxes, scores, labels)
+        return boxes[keep], scores[keep], labels[keep]
+
+
+def _has_methods_of(head, base: type, *names: str) -> bool:
+    return isinstance(head, base) and all(
+        getattr(type(head), name) is getattr(base, name) for name in names)
+
+
+class DensePredictions(nn.Module):
+    """The boxes that a dense head predicts of one image, before the NMS.
+
+    Args:
+        model (nn.Module): The detector, which is run once on an empty image,
+            to learn the sizes of its feature maps.
+        head (nn.Module): Its dense head.
+        input_size (tuple[int, int]): Height and width of the input.
+    """
+
+    def __init__(self, model: nn.Module, head: nn.Module,
+                 input_size: tuple[int, int]):
+        super().__init__()
+        self.head = head
+        self.test_cfg = head.test_cfg
+        self.input_size = tuple(input_size)
+        parameter = next(model.parameters())
+        with torch.no_grad():
+            cls_scores = head(
+                model.extract_feat(
+                    parameter.new_zeros(1, channels(model),
+                                        *self.input_size)))[0]
+        priors = head.prior_generator.grid_priors(
+            [x.shape[-2:] for x in cls_scores],
+            dtype=parameter.dtype,
+            device=parameter.device)
+        self.num_levels = len(priors)
+        for i, level in enumerate(priors):
+            self.register_buffer(f'priors_{i}', level, persistent=False)
+
+    def forward(self, feats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Decode what the head says of the feature maps of one image.
+
+        Returns:
+            tuple[Tensor]: Boxes (K, 4), scores, labels and levels, (K, ).
+        """
+        levels = [
+            self._select(i, *maps)
+            for i, maps in enumerate(zip(*self.head(feats)))
+        ]
+        priors, deltas, scores, labels, factors = map(torch.cat, zip(*levels))
+        level = torch.cat([
+            torch.full_like(labels, i)
+            for i, (_, _, _, labels, _) in enumerate(levels)
+        ])
+        boxes = decode(self.head.bbox_coder, priors, deltas, self.input_size)
+        valid = scores > self.test_cfg.get('score_thr', 0)
+        min_size = self.test_cfg.get('min_bbox_size', -1)
+        if min_size >= 0:
+            width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+            valid = valid & (width > min_size) & (height > min_size)
+        index = valid.nonzero()[:, 0]
+        return (boxes[index], (scores * factors)[index], labels[index],
+                level[index])
+
+    def _select(self, i: int, cls_score: Tensor, bbox_pred: Tensor,
+                factor: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The ``nms_pre`` best pairs of prior and class of one level."""
+        head = self.head
+        cls_score = cls_score[0].permute(1, 2, 0).reshape(
+            -1, head.cls_out_channels)
+        deltas = bbox_pred[0].permute(1, 2, 0).reshape(
+            -1, head.bbox_coder.encode_size)
+        if getattr(head.loss_cls, 'custom_cls_channels', False):
+            scores = head.loss_cls.get_activation(cls_score)
+        elif head.use_sigmoid_cls:
+            scores = cls_score.sigmoid()
+        else:
+            scores = cls_score.softmax(-1)[:, :-1]
+        num_classes = scores.shape[1]
+        # mmdet drops what is under the threshold first. The order makes no
+        # difference, and here the number of boxes is a constant.
+        nms_pre = self.test_cfg.get('nms_pre', -1)
+        count = scores.numel()
+        if nms_pre > 0:
+            count = min(count, nms_pre)
+        scores, index = scores.flatten().topk(count)
+        prior = index // num_classes
+        factor = (
+            torch.ones_like(scores) if factor is None else
+            factor[0].permute(1, 2, 0).reshape(-1).sigmoid()[prior])
+        return (getattr(self, f'priors_{i}')[prior], deltas[prior], scores,
+                index % num_classes, factor)
+
+
+def channels(model: nn.Module) -> int:
+    """int: How many channels the images of a model have."""
+    return next(m.in_channels for m in model.backbone.modules()
+                if isinstance(m, nn.Conv2d))
+
+
+def decode(coder, priors: Tensor, deltas: Tensor,
+           input_size: tuple[int, int]) -> Tensor:
+    """Boxes (K, 4) of priors and what a head predicts relative to them."""
+    boxes = coder.decode(priors, deltas, max_shape=input_size)
+    return getattr(boxes, 'tensor', boxes)
+
+
+class NMS(nn.Module):
+    """Non-maximum suppression within each group of boxes, as mmcv does it.
+
+    Args:
+        cfg (dict): ``nms`` of a ``test_cfg``.
+        max_per_img (int): How many boxes to keep, at most.
+
+    Raises:
+        UserError: If ``cfg`` is of another kind than ``type='nms'``.
+    """
+
+    def __init__(self, cfg: dict, max_per_img: int):
+        super().__init__()
+        cfg = dict(cfg)
+        kind = cfg.pop('type', 'nms')
+        self.iou_threshold = cfg.pop('iou_threshold', None)
+        self.class_agnostic = cfg.pop('class_agnostic', False)
+        cfg.pop('split_thr', None)  # how mmcv computes, not what
+        if kind != 'nms' or cfg or self.iou_threshold is None:
+            raise UserError(
+                "test_cfg.nms must be dict(type='nms', iou_threshold=...) for "
+                'a detector that is exported, but it has '
+                f'{dict(cfg, type=kind)}')
+        self.max_per_img = max_per_img
+
+    def forward(self, boxes: Tensor, scores: Tensor,
+                groups: Tensor) -> Tensor:
+        """Indices of the boxes that stay, in descending order of score.
+
+        Args:
+            boxes (Tensor): (K, 4).
+            scores (Tensor): (K, ).
+            groups (Tensor): Label or level of each, (K, ). Boxes of different
+                groups do not suppress one another.
+        """
+        if not self.class_agnostic:
+            # Groups are moved apart. The zero is for no boxes at all.
+            largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
+            boxes = boxes + (groups.to(boxes) * (largest + 1))[:, None]
+        keep = torchvision.ops.nms(boxes, scores, self.iou_threshold)
+        return keep[:self.max_per_img] if self.max_per_img > 0 else keep

@@ -1,0 +1,55 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""mmseg's segmentors, from images to maps of labels."""
+from torch import Tensor, nn
+
+from ..utils.errors import UserError
+
+
+class Segmentor(nn.Module):
+    """A segmentor with any decode head of mmseg.
+
+    Args:
+        model (nn.Module): An mmseg ``EncoderDecoder`` or one derived from it.
+
+    Raises:
+        UserError: If it is of another kind, or its ``test_cfg.mode`` is not
+            'whole'.
+    """
+
+    output_names = ('logits', 'labels')
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        if not hasattr(model, 'encode_decode'):
+            raise UserError(f'a {type(model).__name__} cannot be exported '
+                            'whole, only an EncoderDecoder of mmseg; take '
+                            '--part backbone')
+        mode = model.test_cfg.get('mode', 'whole')
+        if mode != 'whole':
+            raise UserError(
+                f"test_cfg.mode is '{mode}', but a segmentor is exported for "
+                'whole images; take --cfg-options model.test_cfg.mode=whole')
+        self.model = model
+
+    def settings(self) -> dict[str, object]:
+        """What the file's metadata say of the outputs."""
+        return dict(outputs=list(self.output_names))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment.
+
+        Args:
+            images (Tensor): Normalized images, (N, C, H, W).
+
+        Returns:
+            tuple[Tensor]: Logits (N, num_classes, H, W), or (N, 1, H, W)
+            where there are two classes and one output, and labels (N, H, W).
+            A runtime that is asked for one of them computes no more.
+        """
+        size = tuple(images.shape[2:])
+        logits = self.model.encode_decode(
+            images, [dict(img_shape=size, ori_shape=size, pad_shape=size)])
+        if logits.shape[1] > 1:
+            return logits, logits.argmax(1)
+        threshold = self.model.decode_head.threshold
+        return logits, (logits[:, 0].sigmoid() > threshold).long()

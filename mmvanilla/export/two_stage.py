@@ -1,0 +1,176 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""mmdet's Faster R-CNN and Mask R-CNN, from an image to boxes and masks."""
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from ..utils.errors import UserError
+from .dense_detectors import BOX_FORMAT, NMS, DensePredictions, decode
+
+PASTING = ('masks[i] is the probability over boxes[i]: resize it to the box '
+           '(bilinear, pixel centres at +0.5) and compare with '
+           'mask_thr_binary')
+
+
+class TwoStageDetector(nn.Module):
+    """Faster R-CNN or Mask R-CNN.
+
+    Args:
+        model (nn.Module): An mmdet detector of an ``RPNHead`` and a
+            ``StandardRoIHead``.
+        input_size (tuple[int, int]): Height and width of the input.
+
+    Raises:
+        UserError: If the detector has parts of another kind.
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int]):
+        super().__init__()
+        _check_parts(model)
+        self.model = model
+        self.input_size = tuple(input_size)
+        roi_head = model.roi_head
+        self.test_cfg = roi_head.test_cfg
+        self.rpn = DensePredictions(model, model.rpn_head, input_size)
+        rpn_cfg = model.rpn_head.test_cfg
+        self.rpn_nms = NMS(rpn_cfg.nms, rpn_cfg.max_per_img)
+        self.nms = NMS(self.test_cfg.nms, self.test_cfg.max_per_img)
+        self.with_mask = roi_head.with_mask
+        self.output_names = ('boxes', 'scores', 'labels') + (
+            ('masks', ) if self.with_mask else ())
+
+    def settings(self) -> dict[str, object]:
+        """What the file's metadata say of the outputs."""
+        settings = dict(
+            outputs=list(self.output_names),
+            box_format=BOX_FORMAT,
+            score_thr=self.test_cfg.score_thr,
+            nms_iou_threshold=self.nms.iou_threshold,
+            nms_class_agnostic=self.nms.class_agnostic,
+            max_per_img=self.nms.max_per_img,
+            rpn_nms_pre=self.rpn.test_cfg.get('nms_pre', -1),
+            rpn_nms_iou_threshold=self.rpn_nms.iou_threshold,
+            rpn_max_per_img=self.rpn_nms.max_per_img)
+        if self.with_mask:
+            settings.update(
+                mask_thr_binary=self.test_cfg.mask_thr_binary,
+                mask_format=PASTING)
+        return settings
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Detect.
+
+        Args:
+            images (Tensor): One normalized image, (1, C, H, W).
+
+        Returns:
+            tuple[Tensor]: Boxes (D, 4), scores (D, ) and labels (D, ), in
+            descending order of the score, and, of Mask R-CNN, the
+            probabilities of masks (D, 28, 28) over the boxes.
+        """
+        feats = self.model.extract_feat(images)
+        boxes, scores, _, levels = self.rpn(feats)
+        proposals = boxes[self.rpn_nms(boxes, scores, levels)]
+        boxes, scores, labels = self._detect(feats, proposals)
+        if not self.with_mask:
+            return boxes, scores, labels
+        return boxes, scores, labels, self._segment(feats, boxes, labels)
+
+    def _detect(self, feats, proposals: Tensor) -> tuple[Tensor, ...]:
+        head = self.model.roi_head.bbox_head
+        cls_score, deltas = head(
+            extract_rois(self.model.roi_head.bbox_roi_extractor, feats,
+                         proposals))
+        if head.custom_cls_channels:
+            scores = head.loss_cls.get_activation(cls_score)
+        else:
+            scores = cls_score.softmax(-1)
+        num_classes = head.num_classes
+        scores = scores[:, :num_classes].flatten()
+        # A box for each class, or one for all of them.
+        size = head.bbox_coder.encode_size
+        per_roi = 1 if head.reg_class_agnostic else num_classes
+        rois = proposals[:, None].expand(-1, per_roi, -1).reshape(-1, 4)
+        boxes = decode(head.bbox_coder, rois, deltas.reshape(-1, size),
+                       self.input_size)
+        boxes = boxes.reshape(-1, per_roi, 4).expand(
+            -1, num_classes, -1).reshape(-1, 4)
+        index = (scores > self.test_cfg.score_thr).nonzero()[:, 0]
+        boxes, scores, labels = boxes[index], scores[index], (
+            index % num_classes)
+        keep = self.nms(boxes, scores, labels)
+        return boxes[keep], scores[keep], labels[keep]
+
+    def _segment(self, feats, boxes: Tensor, labels: Tensor) -> Tensor:
+        roi_head = self.model.roi_head
+        extractor = roi_head.mask_roi_extractor
+        masks = roi_head.mask_head(extract_rois(extractor, feats, boxes))
+        if not roi_head.mask_head.class_agnostic:
+            # Each detection's own class.
+            index = labels[:, None, None, None].expand(
+                -1, 1, *masks.shape[2:])
+            masks = masks.gather(1, index)
+        return masks[:, 0].sigmoid()
+
+
+def _check_parts(model: nn.Module) -> None:
+    from mmcv.ops import RoIAlign
+    from mmdet.models import (
+        BBoxHead,
+        FCNMaskHead,
+        RPNHead,
+        SingleRoIExtractor,
+        StandardRoIHead,
+    )
+    roi_head = model.roi_head
+    wanted = [(model.rpn_head, RPNHead), (roi_head, StandardRoIHead)]
+    extractors = []
+    if type(roi_head) is StandardRoIHead:
+        extractors = [roi_head.bbox_roi_extractor]
+        wanted.append((roi_head.bbox_head, BBoxHead))
+        if roi_head.with_mask:
+            extractors.append(roi_head.mask_roi_extractor)
+            wanted.append((roi_head.mask_head, FCNMaskHead))
+    wanted += [(x, SingleRoIExtractor) for x in extractors]
+    for part, kind in wanted:
+        # Heads are derived with other layers; the rest, to compute otherwise.
+        fits = (isinstance(part, kind) if kind in (BBoxHead, FCNMaskHead) else
+                type(part) is kind)
+        if not fits:
+            raise UserError(
+                f'a {type(model).__name__} with a {type(part).__name__} '
+                f'cannot be exported whole, only one with a {kind.__name__}; '
+                'take --part backbone')
+    layers = [layer for x in extractors for layer in x.roi_layers]
+    if getattr(roi_head, 'with_shared_head', False) or not all(
+            isinstance(x, RoIAlign) and x.pool_mode == 'avg' for x in layers):
+        raise UserError('a detector that is exported whole must pool its '
+                        'regions by RoIAlign with pool_mode "avg" and have no '
+                        'shared_head; take --part backbone')
+
+
+def extract_rois(extractor: nn.Module, feats, boxes: Tensor) -> Tensor:
+    """What a ``SingleRoIExtractor`` gives for the boxes of one image.
+
+    Args:
+        extractor (nn.Module): The extractor.
+        feats (Sequence[Tensor]): Feature maps, each (1, C, H_i, W_i).
+        boxes (Tensor): (K, 4).
+
+    Returns:
+        Tensor: (K, C, output size), each box from the level of its size.
+    """
+    rois = F.pad(boxes, (1, 0))
+    feats = feats[:extractor.num_inputs]
+    levels = extractor.map_roi_levels(rois, len(feats))
+    pooled, order = [], []
+    for i, (layer, feat) in enumerate(zip(extractor.roi_layers, feats)):
+        index = (levels == i).nonzero()[:, 0]
+        pooled.append(
+            torchvision.ops.roi_align(feat, rois[index], layer.output_size,
+                                      layer.spatial_scale,
+                                      layer.sampling_ratio, layer.aligned))
+        order.append(index)
+    # From the order of levels back to that of the boxes.
+    return torch.cat(pooled)[torch.cat(order).argsort()]

@@ -128,8 +128,8 @@ class DensePredictions(nn.Module):
         valid = scores > self.test_cfg.get('score_thr', 0)
         min_size = self.test_cfg.get('min_bbox_size', -1)
         if min_size >= 0:
-            width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-            valid = valid & (width > min_size) & (height > min_size)
+            sides = boxes[:, 2:] - boxes[:, :2]
+            valid = valid & (sides > min_size).all(1)
         index = valid.nonzero()[:, 0]
         return (boxes[index], (scores * factors)[index], labels[index],
                 level[index])

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Merge a trained checkpoint into its deploy form.
+"""Convert a trained checkpoint to its deploy or fine-tune form.
 
-Compares the answers of both forms, then writes OUT.pth and, beside it,
-OUT.py, the config that builds the deploy form.
+Writes OUT.pth and, beside it, OUT.py, the config that builds that form, if
+their outputs are those of the checkpoint.
 """
 import argparse
 
@@ -20,19 +20,28 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config that the checkpoint is of')
-    parser.add_argument('checkpoint', help='checkpoint in train form')
+    parser.add_argument(
+        'checkpoint', help='checkpoint in train or fine-tune form')
     parser.add_argument('out', help='where to write, a name ending in .pth')
     parser.add_argument(
         '--tol',
         type=float,
         default=1e-4,
-        help='largest difference that is let pass, relative to the largest '
-        'output; defaults to 1e-4')
+        help='maximum allowed relative error of an output; defaults to 1e-4')
     parser.add_argument(
         '--samples',
         type=int,
         default=64,
         help='how many validation samples to compare on; defaults to 64')
+    parser.add_argument(
+        '--form',
+        choices=['deploy', 'finetune'],
+        default='deploy',
+        help='form to convert to; defaults to deploy')
+    parser.add_argument(
+        '--force',
+        action='store_true',
+        help='replace OUT.pth and OUT.py even if mmvanilla did not write them')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -47,7 +56,7 @@ def main() -> None:
     args = parse_args()
     cfg = read_config(args.config, args.cfg_options)
     report = reparameterize(cfg, args.checkpoint, args.out, args.tol,
-                            args.samples)
+                            args.samples, args.form, args.force)
     if report.random:
         print('The validation data of the config is not there: compared on '
               'random images.')

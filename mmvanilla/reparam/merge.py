@@ -1,7 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Merge a trained model of any toolbox, verify it, write what ships."""
+"""Convert a trained model of any toolbox, verify it, write it."""
 import copy
-import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -12,45 +11,54 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checkpoints import load_checkpoint, load_state_dict, local_path
-from ..layers import SeriesActivation, switch_to_deploy
+from ..checkpoints import (
+    load_checkpoint,
+    load_state_dict,
+    load_weights,
+    local_path,
+)
+from ..layers.forms import switch_to_deploy, switch_to_finetune
 from ..utils.building import (
     build_model,
+    config_files,
     random_batches,
+    read_config,
     real_batches,
     scope_of,
 )
 from ..utils.errors import UserError
-from ..utils.files import check_writable, replace_atomically, sha256
+from ..utils.files import (
+    MARK,
+    check_output,
+    replace_together,
+    sha256,
+    signed,
+)
 from ..utils.tables import markdown_table
 from ..version import __version__
-from .verify import Comparison
-
-DEPLOYABLE = ('VanillaNet', 'VanillaNetHead', 'DeepTrainingConv2d',
-              'SeriesActivation', 'WithDeepTraining')
-TRAINING_HOOKS = ('DeepTrainingHook', 'ReparameterizeHook', 'EMAHook')
+from .compare_models import ModelComparison, compare_models
+from .deploy_config import FORMS, make_deploy_config
 
 
 @dataclass
 class Report:
-    """What a merge did, for a table.
+    """What a conversion did, for a table.
 
     ``before`` and ``after`` hold ``parameters``, ``macs`` (multiply-
     accumulates for one sample), ``bytes`` (of the file) and ``seconds``
     (median for one sample).
     """
 
-    bricks: int
-    samples: int
+    layers: int
     random: bool
     before: dict[str, float]
     after: dict[str, float]
-    comparison: Comparison
+    comparison: ModelComparison
 
     def table(self) -> str:
         """The report in Markdown."""
         before, after = self.before, self.after
-        rows = [('bricks merged', '', f'{self.bricks}')]
+        rows = [('layers converted', '', f'{self.layers}')]
         for name, key, unit, scale in [('parameters', 'parameters', 'M', 1e6),
                                        ('MACs', 'macs', 'M', 1e6),
                                        ('file size', 'bytes', 'MB', 1e6),
@@ -59,7 +67,8 @@ class Report:
             rows.append((name, f'{before[key] / scale:,.2f} {unit}',
                          f'{after[key] / scale:,.2f} {unit}'))
         kind = 'random images' if self.random else 'real samples'
-        rows.append((f'compared on {self.samples} {kind}', '', ''))
+        rows.append(
+            (f'compared on {self.comparison.samples} {kind}', '', ''))
         rows += [(name, '', value) for name, value in self.comparison.rows()]
         return markdown_table(['', 'before', 'after'], rows)
 
@@ -68,151 +77,104 @@ def reparameterize(cfg: Config,
                    checkpoint: str | Path,
                    out: str | Path,
                    tol: float = 1e-4,
-                   samples: int = 64) -> Report:
-    """Merge a checkpoint and write its deploy form, verified.
+                   samples: int = 64,
+                   form: str = 'deploy',
+                   force: bool = False) -> Report:
+    """Convert a checkpoint to deploy or fine-tune form and verify it.
 
     Writes ``out``, with weights and meta, and beside it, with the suffix
-    ``.py``, the config that builds the deploy form. Both are written whole or
-    not at all, and not before the merged model has given the same answers.
+    ``.py``, the config that builds the form. They appear under their names
+    only after they were read back and compared (:func:`compare_models`) with
+    the model that they come from.
 
     Args:
         cfg (Config): The config that the checkpoint was trained with.
-        checkpoint (str): The checkpoint, in train form: its file, or a name
-            with ``vanillanet://``.
+        checkpoint (str): The checkpoint, in train or fine-tune form: its
+            file, or a name with ``vanillanet://``.
         out (str): Where to write, a name ending in ``.pth``.
-        tol (float): The largest difference that is let pass, relative to the
-            largest output. Defaults to 1e-4.
+        tol (float): The maximum allowed relative error of an output.
+            Defaults to 1e-4.
         samples (int): How many samples of the validation set to compare on.
             Defaults to 64.
+        form (str): 'deploy' or 'finetune'. Defaults to 'deploy'.
+        force (bool): Whether to replace files that mmvanilla did not write.
+            Defaults to False.
 
     Returns:
-        Report: What was merged and how it compares.
+        Report: What was converted and how it compares.
 
     Raises:
-        UserError: If lambda is below 1, the difference is over ``tol``, the
-            checkpoint does not fit, is merged already or is no checkpoint, or
-            ``out`` cannot be written. No file is left behind then.
+        UserError: If lambda is below 1, an error is over ``tol``, the
+            checkpoint does not fit, has the form already or is no checkpoint,
+            or ``out`` must not be written. No file is left behind then.
     """
     out = Path(out)
     source = local_path(checkpoint)
+    paths = [out, out.with_suffix('.py')]
     if out.suffix != '.pth':
         raise UserError(f'the name of the output must end in .pth, got {out}')
+    if form not in FORMS:
+        raise UserError(f'form must be one of {", ".join(FORMS)}, got {form}')
     if not samples > 0:
         raise UserError(f'the number of samples must be positive, got '
                         f'{samples}')
-    check_writable(out)
-    check_writable(out.with_suffix('.py'))
-    if out.exists() and source.exists() and out.samefile(source):
-        raise UserError(f'the output {out} is the checkpoint itself, which '
-                        'must stay as it is')
-    if cfg.filename and out.with_suffix('.py').exists() and os.path.samefile(
-            out.with_suffix('.py'), cfg.filename):
-        raise UserError(f'the config of {out} would overwrite {cfg.filename}, '
-                        'which must stay as it is')
+    for path in paths:
+        check_output(path, [source, *config_files(cfg)], force)
 
     content = load_checkpoint(checkpoint)
     meta = content.get('meta', {})
     state_dict = content.get('state_dict', content)
-    deploy_cfg = make_deploy_config(cfg)
+    new_cfg = make_deploy_config(cfg, form)
     model = build_model(cfg)
-    if _is_merged(state_dict, model, deploy_cfg):
-        raise UserError(f'{checkpoint} is merged already, there is nothing '
-                        'left to merge')
+    if set(state_dict) != set(model.state_dict()) and (
+            set(state_dict) == set(build_model(new_cfg).state_dict())):
+        raise UserError(f'{checkpoint} is in {form} form already')
     load_state_dict(model, state_dict, str(checkpoint))
     merged = copy.deepcopy(model)
+    switch = dict(deploy=switch_to_deploy, finetune=switch_to_finetune)[form]
     try:
-        bricks = switch_to_deploy(merged)
+        layers = switch(merged)
     except RuntimeError as e:
         raise UserError(f'{checkpoint}: {e}') from e
-    if not bricks:
-        raise UserError(f'the model of {cfg.filename} has no brick to merge')
+    if not layers:
+        raise UserError(f'the model of {cfg.filename} has no layer to '
+                        f'convert: it is in {form} form already, or plain')
 
     batches = real_batches(cfg, samples)
     is_random = batches is None
     if is_random:
         batches = random_batches(cfg, samples)
-    comparison = Comparison()
-    with scope_of(cfg), torch.no_grad():
-        for batch in batches:
-            comparison.add(model, merged, batch)
-    comparison.check(tol)
-
-    # What is written must build, by its own config, what was verified.
-    shipped = build_model(deploy_cfg)
-    weights = merged.state_dict()
-    load_state_dict(shipped, weights, 'the merged model')
-
-    before = dict(_size(model), bytes=source.stat().st_size)
-    after = _size(shipped)
-    with scope_of(cfg), torch.no_grad():
-        before['macs'] = _macs(model, batches[0])
-        after['macs'] = _macs(shipped, batches[0])
-        before['seconds'], after['seconds'] = _latencies([model, shipped],
-                                                         batches[0])
-
-    text = deploy_cfg.pretty_text
-    with replace_atomically(out) as weights_path, replace_atomically(
-            out.with_suffix('.py')) as config_path:
+    with replace_together(paths) as (weights_path, config_path):
         torch.save(
             dict(
-                state_dict=weights,
+                state_dict=merged.state_dict(),
                 meta=dict(
+                    mmvanilla=MARK,
                     mmvanilla_version=__version__,
-                    cfg=text,
+                    cfg=new_cfg.pretty_text,
                     dataset_meta=meta.get('dataset_meta', {}),
                     source_sha256=sha256(source),
+                    form=form,
                     lam=1.0,
-                    max_abs_diff=comparison.max_abs,
-                    max_rel_diff=comparison.max_rel)), weights_path)
-        config_path.write_text(text)
-        after['bytes'] = weights_path.stat().st_size
-    return Report(bricks, comparison.samples, is_random, before, after,
-                  comparison)
+                    tolerance=tol)), weights_path)
+        config_path.write_text(signed(new_cfg.pretty_text), 'utf-8')
+        del merged
 
-
-def make_deploy_config(cfg: Config) -> Config:
-    """The config that builds, by itself, the deploy form of a config's model.
-
-    What only training needs is taken out: pretrained weights, and the hooks
-    that deal with lambda and with an average of the weights.
-    """
-    cfg = copy.deepcopy(cfg)
-    _deploy_in_place(cfg.model)
-    cfg.load_from = None
-    cfg.resume = False
-    if cfg.get('custom_hooks'):
-        cfg.custom_hooks = [
-            hook for hook in cfg.custom_hooks
-            if hook['type'].split('.')[-1] not in TRAINING_HOOKS
-        ]
-    return cfg
-
-
-def _deploy_in_place(node) -> None:
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _deploy_in_place(child)
-    elif isinstance(node, dict):
-        kind = node.get('type')
-        if isinstance(kind, str) and kind.split('.')[-1] in DEPLOYABLE:
-            node['deploy'] = True
-        if _is_pretrained(node.get('init_cfg')):
-            node.pop('init_cfg')
-        if node.get('pretrained'):  # as timm's networks and older ones have
-            node['pretrained'] = False if node['pretrained'] is True else None
-        for child in node.values():
-            _deploy_in_place(child)
-
-
-def _is_pretrained(init_cfg) -> bool:
-    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
-
-
-def _is_merged(state_dict: dict, model: nn.Module, deploy_cfg: Config) -> bool:
-    if set(state_dict) == set(model.state_dict()):
-        return any(isinstance(m, SeriesActivation) and m.deploy
-                   for m in model.modules())
-    return set(state_dict) == set(build_model(deploy_cfg).state_dict())
+        # The files are what is verified, read as a user reads them.
+        written_cfg = read_config(str(config_path))
+        written = build_model(written_cfg)
+        load_weights(written, str(weights_path))
+        with scope_of(cfg):
+            comparison = compare_models(model, written, batches, tol,
+                                        f'the {form} form of {checkpoint}')
+        before = dict(_size(model), bytes=source.stat().st_size)
+        after = dict(_size(written), bytes=weights_path.stat().st_size)
+        with scope_of(cfg), torch.no_grad():
+            before['macs'] = _macs(model, batches[0])
+            after['macs'] = _macs(written, batches[0])
+            before['seconds'], after['seconds'] = _latencies(
+                [model, written], batches[0])
+    return Report(layers, is_random, before, after, comparison)
 
 
 def _size(model: nn.Module) -> dict:

@@ -1,10 +1,9 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Whether two models of one toolbox give the same answers."""
-import copy
+"""How much outputs and predictions of two models differ."""
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..utils.errors import UserError
 
@@ -38,7 +37,7 @@ class OutputComparison:
         self._problem = ''
         self._first: dict[str, Tensor] = {}
         self._samples: dict[str, int] = {}
-        self._varies = False
+        self._varied: set[str] = set()
 
     def add(self, name: str, reference: Tensor, output: Tensor) -> None:
         """Compare one output tensor of one sample.
@@ -53,9 +52,9 @@ class OutputComparison:
         where = f'{name} of sample {sample}'
         reference, output = reference.double(), output.double()
         first = self._first.setdefault(name, reference)
-        self._varies |= (
-            first.shape != reference.shape
-            or _relative_error(first, reference) > self.SAME)
+        if (first.shape != reference.shape
+                or _relative_error(first, reference) > self.SAME):
+            self._varied.add(name)
         if reference.shape != output.shape:
             self._fail(f'{where} has shape {tuple(output.shape)}, not '
                        f'{tuple(reference.shape)}')
@@ -76,6 +75,12 @@ class OutputComparison:
         self._problem = self._problem or problem
         self.max_rel = self.max_abs = math.inf
 
+    @property
+    def constant(self) -> list[str]:
+        """Names whose reference is the same for all of several samples."""
+        return [name for name, count in self._samples.items()
+                if count > 1 and name not in self._varied]
+
     def check(self, what: str) -> None:
         """Refuse outputs that are not, or cannot be seen to be, the same.
 
@@ -93,8 +98,7 @@ class OutputComparison:
         elif not problem and self.max_rel > self.tol:
             problem = (f'the relative error of {self._worst} is '
                        f'{self.max_rel:.3g}, over the tolerance {self.tol:g}')
-        elif (not problem and not self._varies
-              and max(self._samples.values()) > 1):
+        elif not problem and self.constant and not self._varied:
             problem = ('the reference outputs are the same for all samples, '
                        'so that comparing them shows nothing')
         if problem:
@@ -106,14 +110,12 @@ def _relative_error(reference: Tensor, output: Tensor) -> float:
     return difference / max(reference.norm().item(), 1e-300)
 
 
-class Comparison:
-    """Differences between two models, collected batch by batch.
+class PredictionComparison:
+    """Agreement of two models' predictions, sample by sample.
 
-    The dense outputs (logits of a classifier, feature maps of a detector or a
-    segmentor) are compared number by number; what the models predict from
-    them is compared as a user reads it: top-1 labels, maps of labels, or
-    detections, each of which must have a counterpart of the same label within
-    0.1 px and 1e-4 of score.
+    Top-1 labels and label maps must be equal. A detection must have a
+    counterpart of the same label, with corners within 0.1 px and a score
+    within 1e-4; masks of such pairs are compared pixel by pixel.
     """
 
     BOX_TOL = 0.1  # pixels
@@ -121,49 +123,25 @@ class Comparison:
     MIN_AGREEMENT = 0.99
 
     def __init__(self) -> None:
-        self.samples = 0
-        self.max_abs = 0.0
-        self.largest = 0.0
-        # name of what is predicted: [how many, how many of them alike]
-        self.agreement: dict[str, list[int]] = {}
+        # name of what is predicted: [how many, how many of them equal]
+        self.counts: dict[str, list[int]] = {}
 
-    @property
-    def max_rel(self) -> float:
-        """float: Largest difference over the largest output."""
-        return self.max_abs / self.largest if self.largest else self.max_abs
-
-    def add(self, reference: nn.Module, other: nn.Module, batch: dict) -> None:
-        """Compare on one batch, as a data loader gives it."""
-        answers = [
-            model.test_step(copy.deepcopy(batch))
-            for model in (reference, other)
-        ]
-        for a, b in zip(*answers, strict=True):
-            self.samples += 1
-            self._add_predictions(a, b)
-        # A detector's outputs are sorted and thresholded on their way; its
-        # feature maps are the last that compares number by number.
-        detects = 'pred_instances' in answers[0][0]
-        dense = _feature_maps if detects else _outputs
-        for a, b in zip(
-                dense(reference, batch), dense(other, batch), strict=True):
-            difference = (a.double() - b.double()).abs().max().item()
-            if not math.isfinite(difference):
-                difference = math.inf
-            self.max_abs = max(self.max_abs, difference)
-            self.largest = max(self.largest, a.abs().max().item())
-
-    def _add_predictions(self, a, b) -> None:
-        if 'pred_label' in a:
-            self._count('top-1 agreement', a.pred_label == b.pred_label)
-        if 'pred_sem_seg' in a:
-            self._count('pixels with the same label',
-                        a.pred_sem_seg.data == b.pred_sem_seg.data)
-        if 'pred_instances' in a:
-            self._add_detections(a.pred_instances, b.pred_instances)
+    def add(self, reference, other) -> None:
+        """Compare two data samples of one image."""
+        if 'pred_label' in reference:
+            self._count('top-1 agreement',
+                        reference.pred_label == other.pred_label)
+        for name in ('pred_sem_seg', 'pred_panoptic_seg'):
+            if name in reference:
+                self._count('pixels with the same label',
+                            _label_map(reference, name) == _label_map(
+                                other, name))
+        if 'pred_instances' in reference:
+            self._add_detections(reference.pred_instances,
+                                 other.pred_instances)
 
     def _add_detections(self, a, b) -> None:
-        alike = torch.zeros(len(a), dtype=torch.bool)
+        matched = torch.zeros(len(a), dtype=torch.bool)
         free = torch.ones(len(b), dtype=torch.bool)
         for i in range(len(a)):
             match = (
@@ -173,59 +151,39 @@ class Comparison:
             if not len(match):
                 continue
             j = match[0, 0]
-            alike[i], free[j] = True, False
+            matched[i], free[j] = True, False
             if 'masks' in a:
                 self._count(
-                    'mask pixels alike',
+                    'mask pixels in agreement',
                     torch.as_tensor(a.masks[i]) == torch.as_tensor(
                         b.masks[j]))
-        # What only the other detects is a disagreement too.
-        self._count('detections alike',
-                    torch.cat([alike, torch.zeros_like(free[free])]))
+        # What only the other one detects is a disagreement too.
+        self._count('detections in agreement',
+                    torch.cat([matched, torch.zeros_like(free[free])]))
 
     def _count(self, name: str, equal: Tensor) -> None:
-        counts = self.agreement.setdefault(name, [0, 0])
+        counts = self.counts.setdefault(name, [0, 0])
         counts[0] += equal.numel()
         counts[1] += int(equal.sum())
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value of each finding."""
-        rows = [('largest absolute difference', f'{self.max_abs:.3g}'),
-                ('largest relative difference', f'{self.max_rel:.3g}')]
-        for name, (total, alike) in self.agreement.items():
-            share = 100 * alike / total if total else 100
-            rows.append((name, f'{share:.2f} % of {total:,}'))
-        return rows
+        """Name and value of each kind of prediction, for a table."""
+        return [(name, f'{100 * equal / total:.2f} % of {total:,}'
+                 if total else 'none predicted')
+                for name, (total, equal) in self.counts.items()]
 
-    def check(self, tol: float) -> None:
-        """Refuse a difference that is over a tolerance.
+    def check(self, what: str) -> None:
+        """Refuse less than 99 % agreement.
 
         Raises:
-            UserError: If it is.
+            UserError: If it is less.
         """
-        if not self.max_rel <= tol:
-            raise UserError(
-                f'the merged model differs by {self.max_rel:.3g} of the '
-                f'largest output, more than the tolerance {tol:g}')
-        for name, (total, alike) in self.agreement.items():
-            if alike < self.MIN_AGREEMENT * total:
-                raise UserError(
-                    f'the merged model predicts otherwise: {name} is '
-                    f'{alike} of {total}')
+        for name, (total, equal) in self.counts.items():
+            if equal < self.MIN_AGREEMENT * total:
+                raise UserError(f'{what}: the predictions differ: {name}: '
+                                f'{equal} of {total}')
 
 
-def _preprocessed(model: nn.Module, batch: dict) -> dict:
-    return model.data_preprocessor(copy.deepcopy(batch), False)
-
-
-def _outputs(model: nn.Module, batch: dict) -> list[Tensor]:
-    data = _preprocessed(model, batch)
-    return _as_list(model(data['inputs'], data.get('data_samples')))
-
-
-def _feature_maps(model: nn.Module, batch: dict) -> list[Tensor]:
-    return _as_list(model.extract_feat(_preprocessed(model, batch)['inputs']))
-
-
-def _as_list(outputs) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+def _label_map(sample, name: str) -> Tensor:
+    value = sample.get(name)
+    return value.sem_seg if 'sem_seg' in value else value.data

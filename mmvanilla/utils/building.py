@@ -2,8 +2,10 @@
 """From a config to a model with weights and to batches that it takes."""
 import copy
 import os.path as osp
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,6 +62,25 @@ def read_config(path: str,
     if cfg_options:
         apply_cfg_options(cfg, cfg_options, allow_new_keys)
     return cfg
+
+
+def config_files(cfg: Config) -> list[str]:
+    """The files of a config: its own and all that it inherits from."""
+    # mmengine puts the path of each in front of its text, but not in its new
+    # style, where bases are imported.
+    files = [line for line in cfg.text.splitlines() if osp.isfile(line)]
+    todo = [cfg.filename] if cfg.filename else []
+    while todo:
+        path = todo.pop()
+        if path in files or not osp.isfile(path):
+            continue
+        files.append(path)
+        for dots, module in re.findall(r'^\s+from (\.+)(\S+) import',
+                                       Path(path).read_text('utf-8'), re.M):
+            todo.append(osp.normpath(osp.join(
+                osp.dirname(path), '../' * (len(dots) - 1),
+                module.replace('.', '/') + '.py')))
+    return files
 
 
 @contextmanager
@@ -163,6 +184,9 @@ def real_batches(cfg: Config,
         list[dict] | None: Batches as the data loader gives them, for
         ``model.data_preprocessor``; None where the config has no such data or
         its files are not there.
+
+    Raises:
+        UserError: If there are no samples, or the loader cannot be built.
     """
     loader = cfg.get(f'{split}_dataloader')
     if not loader or missing_data(loader.dataset):
@@ -177,12 +201,17 @@ def real_batches(cfg: Config,
             dataloader = Runner.build_dataloader(loader, seed=0)
         except FileNotFoundError:
             return None
+        except ValueError as e:
+            raise UserError(f'cannot build the {split} data loader of '
+                            f'{cfg.filename}: {e}') from e
         batches = []
         for batch in dataloader:
             batches.append(batch)
             samples -= len(batch['inputs'])
             if samples <= 0:
                 break
+    if not batches:
+        raise UserError(f'the {split} data of {cfg.filename} are empty')
     return batches
 
 

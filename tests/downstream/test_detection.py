@@ -179,7 +179,7 @@ def test_merged_detects_the_same(runs, shapes, name):
     assert wrong <= 1e-4 * pixels
 
 
-def test_bricks_in_a_detectors_own_backbone(tmp_path):
+def test_layers_in_a_detectors_own_backbone(tmp_path):
     """mmdet's ResNet, changed by mmpretrain's wrapper, trained and merged."""
     cfg = Config.fromfile(CONFIGS / 'retinanet_shapes.py')
     cfg.model.backbone = dict(
@@ -203,7 +203,7 @@ def test_bricks_in_a_detectors_own_backbone(tmp_path):
     torch.save(model.state_dict(), checkpoint)
     report = reparameterize(
         Config.fromfile(config), checkpoint, tmp_path / 'out.pth', samples=2)
-    assert report.bricks == 20 + 17
+    assert report.layers == 20 + 17
     assert "type='mmpretrain.WithDeepTraining'" in (
         tmp_path / 'out.py').read_text()
 

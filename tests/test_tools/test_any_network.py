@@ -73,7 +73,7 @@ def test_from_training_to_what_ships(name, tmp_path):
     # tool writes the same.
     report = reparameterize(
         Config.fromfile(config), checkpoint, tmp_path / 'out.pth', samples=8)
-    assert report.bricks == BRICKS[name]
+    assert report.layers == BRICKS[name]
     for config_path, path in ((tmp_path / 'work' / 'deploy.py',
                                tmp_path / 'work' / 'deploy.pth'),
                               (tmp_path / 'out.py', tmp_path / 'out.pth')):

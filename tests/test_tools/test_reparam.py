@@ -39,7 +39,7 @@ def folder(trained, tmp_path):
 
 def files(folder):
     return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in folder.rglob('*') if p.is_file()
     }
 
@@ -77,20 +77,19 @@ def test_merges_verifies_and_writes(folder):
     meta = content['meta']
     assert set(content) == {'state_dict', 'meta'}
     assert meta['source_sha256'] == before['done.pth']
-    assert meta['lam'] == 1
-    assert 0 < meta['max_rel_diff'] < 1e-4
+    assert meta['lam'] == 1 and meta['form'] == 'deploy'
+    assert meta['tolerance'] == 1e-4
 
     # What the table says is so.
     out = done.stdout
-    assert cell(out, 'bricks merged') == [7]
+    assert cell(out, 'layers converted') == [7]
     assert 'compared on 32 real samples' in out  # two batches of 16
     sizes = [
         sum(p.numel() for p in m.parameters()) / 1e6
         for m in (source, deployed)
     ]
     assert cell(out, 'parameters') == pytest.approx(sizes, abs=0.005)
-    assert cell(out, 'largest relative difference') == pytest.approx(
-        [meta['max_rel_diff']], rel=0.01)
+    assert 0 < cell(out, 'maximum relative error')[0] < 1e-4
     assert cell(out, 'top-1 agreement') == [100, 32]
     macs = cell(out, 'MACs')
     latency = cell(out, 'median latency')
@@ -166,28 +165,29 @@ REFUSALS = {
     'lambda below 1': (
         None, ['config.py', 'half.pth', 'out.pth'],
         r'half\.pth: cannot merge "backbone\.stem\.conv": its lambda is '
-        r'0\.666667, not 1'),
+        r'0\.6666\d*, not 1'),
     'over the tolerance': (
         None, ['config.py', 'done.pth', 'out.pth', '--tol', '1e-12'],
-        r'differs by [\d.e-]+ of the largest output, more than the '
-        r'tolerance 1e-12'),
+        r'relative error of output 1 of call 1 of \S+ of sample \d+ is '
+        r'[\d.e-]+, over the tolerance 1e-12'),
     'not a number': (_broken, ['config.py', 'broken.pth', 'out.pth'],
-                     r'differs by (inf|nan) of'),
+                     r'not finite'),
     'does not fit': (
         _unfit, ['config.py', 'unfit.pth', 'out.pth'],
         r'unfit\.pth does not fit the config: head\.classifier\.conv1\.weight '
         r'has shape \(3, 8, 1, 1\) for \(10, 8, 1, 1\); '
-        r'backbone\.stem\.act\.weight is missing; neck\.weight is not in the '
-        r'model; and 1 more'),
+        r'backbone\.stem\.act\.conv\.weight is missing; neck\.weight is '
+        r'not in the model; and 1 more'),
     'out is the checkpoint': (
         None, ['config.py', 'done.pth', 'done.pth'],
-        r'the output done\.pth is the checkpoint itself'),
+        r'done\.pth: it is done\.pth, which this command reads'),
     'out is a link to it': (
         lambda folder: os.symlink('done.pth', folder / 'link.pth'),
-        ['config.py', 'done.pth', 'link.pth'], 'is the checkpoint itself'),
+        ['config.py', 'done.pth', 'link.pth'],
+        r'link\.pth: it is done\.pth, which this command reads'),
     'out.py is the config': (
         None, ['config.py', 'done.pth', 'config.pth'],
-        r'would overwrite .*config\.py'),
+        r'cannot write to config\.py: it is \S+config\.py, which this'),
     'no such folder': (
         None, ['config.py', 'done.pth', 'no/out.pth'],
         r'cannot write to no/out\.pth: the folder no does not exist'),
@@ -215,10 +215,10 @@ REFUSALS = {
         'must be positive, got 0'),
     'merged already': (
         _merged, ['config.py', 'merged.pth', 'out.pth'],
-        r'merged\.pth is merged already'),
+        r'merged\.pth is in deploy form already'),
     'merged already, by its config': (
         _merged, ['merged.py', 'merged.pth', 'out.pth'],
-        r'merged\.pth is merged already'),
+        r'merged\.py has no layer to convert: it is in deploy form already'),
 }
 
 
@@ -275,6 +275,6 @@ def test_nothing_to_merge(tmp_path):
         backbone=dict(type='LeNet5', num_classes=10),
         head=dict(type='ClsHead'))
     torch.save(build_model(cfg).state_dict(), tmp_path / 'lenet.pth')
-    with pytest.raises(UserError, match='no brick to merge'):
+    with pytest.raises(UserError, match='no layer to convert'):
         reparameterize(cfg, tmp_path / 'lenet.pth', tmp_path / 'out.pth')
     assert not (tmp_path / 'out.pth').exists()

@@ -2,6 +2,7 @@
 """A run that takes seconds: the digits' config, narrowed and cut short."""
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,13 @@ def assert_same_weights(a: dict, b: dict) -> None:
     assert a.keys() == b.keys()
     different = [key for key in a if not torch.equal(a[key], b[key])]
     assert not different
+
+
+def free_port() -> str:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return str(s.getsockname()[1])
 
 
 def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import (
     ROOT,
     assert_same_weights,
+    free_port,
     lams,
     read,
     refused,
@@ -72,6 +73,7 @@ def test_amp_on_a_cpu_says_what_it_does(trained, tmp_path):
     log = done.stdout + done.stderr
     assert 'training goes on in float32' in log
     # From a batch of 64 to one of 16.
+    assert 'multiplied by 0.25, for a batch of 16 instead of 64' in log
     assert 'Scaling the original LR by 0.25' in log
 
 
@@ -83,7 +85,7 @@ def test_test(trained, tmp_path, options):
         'test.py', trained / 'config.py', trained / 'work' / 'epoch_4.pth',
         '--work-dir', tmp_path, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    merged = re.search(r'Merged (\d+) bricks', done.stdout + done.stderr)
+    merged = re.search(r'Merged (\d+) layers', done.stdout + done.stderr)
     assert (merged and int(merged[1]) == 7) == ('--deploy' in options or None)
     if '--tta' not in options:
         log = next((trained / 'work').glob('*/vis_data/scalars.json'))
@@ -130,6 +132,9 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
     config, done = trained / 'config.py', trained / 'work' / 'epoch_4.pth'
     half = trained / 'work' / 'epoch_2.pth'
     (tmp_path / 'text.pth').write_text('hello')
+    content = read(done)
+    torch.save({k: content[k] for k in ('state_dict', 'meta')},
+               tmp_path / 'weights.pth')
     for args, message in [
         (['test.py', config, half, '--deploy'], r'lambda is 0\.333'),
         (['test.py', config, 'none.pth'], r'none\.pth'),
@@ -139,6 +144,18 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
          r'does not fit the config: backbone\.stem\.act\.weight has shape '
          r'\(4, 1, 7, 7\) for \(4, 1, 5, 5\)'),
         (['test.py', config, done, '--out', 'x.txt'], r'must end in \.pkl'),
+        (['test.py', config, done, '--out-item', 'pred'], 'needs --out'),
+        (['test.py', config, done, '--compile'], '--compile needs --deploy'),
+        (['train.py', config, '--cfg-options', 'train_cfg.max_epochs', '1'],
+         "takes KEY=VALUE.*'train_cfg.max_epochs'"),
+        (['train.py', config, '--cfg-options', 'trian_cfg.max_epochs=1'],
+         'did you mean train_cfg'),
+        (['train.py', config, '--cfg-options',
+          'train_dataloader.prefetch_factor=2'], 'needs workers'),
+        (['train.py', config, '--work-dir', 'nothing', '--resume'],
+         'nothing to resume in nothing.*without --resume'),
+        (['train.py', config, '--resume', 'weights.pth'],
+         r'cannot resume from weights\.pth.*load_from=weights\.pth'),
         (['test.py', 'none.py', done], r'no config at none\.py'),
         (['train.py', 'none.py'], r'no config at none\.py'),
         (['train.py', config, '--resume', 'none.pth'], r'none\.pth'),
@@ -163,7 +180,7 @@ def test_two_processes(tmp_path):
     cfg.env_cfg.dist_cfg.backend = 'gloo'
     cfg.dump(tmp_path / 'config.py')
     done = run_tool(
-        'dist_train.sh', 'config.py', 2, cwd=tmp_path, PORT='29517')
+        'dist_train.sh', 'config.py', 2, cwd=tmp_path, PORT=free_port())
     assert done.returncode == 0, done.stderr
     first, second = (
         torch.load(tmp_path / f'rank{i}.pth', weights_only=True)
@@ -181,7 +198,7 @@ def test_two_processes(tmp_path):
 
     done = run_tool(
         'dist_test.sh', 'config.py', 'work/epoch_4.pth', 2, '--deploy',
-        cwd=tmp_path, PORT='29518')
+        cwd=tmp_path, PORT=free_port())
     assert done.returncode == 0, done.stderr
     assert 'accuracy/top1' in done.stdout + done.stderr
 

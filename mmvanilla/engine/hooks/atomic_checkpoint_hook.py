@@ -62,6 +62,7 @@ class AtomicCheckpointHook(CheckpointHook):
         hub = runner.message_hub
         self.last_ckpt = hub.runtime_info.get('last_ckpt')
         if is_main_process():
+            self._point_to_last(runner)
             self._remove(hub.runtime_info.get('obsolete_ckpts', []))
         world_size = len(self._restore)
         if world_size and world_size != runner.world_size:
@@ -129,8 +130,7 @@ class AtomicCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args)
         if is_main_process():
-            _write(osp.join(runner.work_dir, 'last_checkpoint'),
-                   self.last_ckpt.encode())
+            self._point_to_last(runner)
             self._remove(obsolete)
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
@@ -155,6 +155,11 @@ class AtomicCheckpointHook(CheckpointHook):
             self._remove(osp.basename(path) for path in self._replaced
                          if path not in self._best_paths())
         self._replaced = []
+
+    def _point_to_last(self, runner) -> None:
+        if self.last_ckpt:
+            _write(osp.join(runner.work_dir, 'last_checkpoint'),
+                   self.last_ckpt.encode())
 
     def _best_paths(self) -> list[str]:
         paths = [getattr(self, 'best_ckpt_path', None)]

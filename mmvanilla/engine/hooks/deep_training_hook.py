@@ -111,7 +111,6 @@ class DeepTrainingHook(Hook):
                 f'Training ends before deep training does: lambda will be '
                 f'{last:.4g} at the end and the network cannot be merged. '
                 'Train longer or shorten the decay.')
-        self._set(runner, start)
 
     def before_train_epoch(self, runner) -> None:
         """Set lambda for the epoch, where the loop has epochs."""

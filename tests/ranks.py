@@ -4,6 +4,9 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.registry import MODELS
+from torch import nn
 
 from mmvanilla.layers import find_activations
 
@@ -31,3 +34,25 @@ class SaveEachRank(Hook):
         torch.save(
             dict(lams=self.lams, state_dict=runner.model.module.state_dict()),
             f'{self.folder}/rank{get_rank()}.pth')
+
+
+@HOOKS.register_module(force=True)
+class EvalNorms(Hook):
+    """Let batch norms use their running statistics while training."""
+
+    priority = 'LOWEST'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        for module in runner.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+@MODELS.register_module(force=True)
+class DoublePreprocessor(ClsDataPreprocessor):
+    """Give images in double precision."""
+
+    def forward(self, data, training=False):
+        data = super().forward(data, training)
+        data['inputs'] = data['inputs'].double()
+        return data

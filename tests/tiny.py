@@ -5,6 +5,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,30 @@ def free_port() -> str:
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return str(s.getsockname()[1])
+
+
+def run_ranks(count: int, config, work_dir, **kwargs) -> None:
+    """Train in forks of this process, which has imported all already."""
+    from mmvanilla.engine.train import train
+    port, pids = free_port(), []
+    for rank in range(count):
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                os.environ.update(
+                    RANK=str(rank), LOCAL_RANK=str(rank),
+                    WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1',
+                    MASTER_PORT=port)
+                train(str(config), str(work_dir), launcher='pytorch',
+                      **kwargs)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * count
 
 
 def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:

@@ -77,6 +77,9 @@ def test(config: str,
     if compile and not deploy:
         raise UserError('--compile needs --deploy: a merged network is what '
                         'is compiled for inference')
+    if compile and tta:
+        raise UserError('--compile and --tta do not go together: images of '
+                        'each augmentation would be compiled for')
     _check_out(out, out_item)
     cfg = read_run_config(config, work_dir, launcher, cfg_options,
                           allow_new_keys)
@@ -138,6 +141,11 @@ def _deploy(runner: Runner, model: nn.Module, checkpoint: str,
     except RuntimeError as e:
         raise UserError(f'{checkpoint}: {e}') from e
     runner.logger.info(f'Merged {layers} layers before testing')
+    if compile:
+        from ..export import optimize_for_inference
+        batch = next(iter(runner.test_loop.dataloader))
+        inputs = model.data_preprocessor(batch, False)['inputs']
+        model.backbone = optimize_for_inference(model.backbone, inputs)
 
 
 def _visualize(cfg: Config, show: bool, show_dir: str | None,

@@ -15,6 +15,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmpretrain.apis import get_model
 from tiny import assert_same_weights, build, lams, read, tiny_cfg, train
 from torch._dynamo.testing import CompileCounter
+from torch.utils.data import DataLoader, IterableDataset
 
 from mmvanilla.checkpoints import load_weights
 from mmvanilla.engine import DeepTrainingHook
@@ -121,8 +122,56 @@ def test_unknown_schedule():
 def test_fails_where_there_is_no_brick(tmp_path):
     cfg = tiny_cfg(tmp_path)
     cfg.model.backbone.deploy = cfg.model.head.deploy = True
-    with pytest.raises(UserError, match='found no DeepTrainingActivation'):
+    with pytest.raises(UserError, match='deploy form.*take DeepTrainingHook'):
         train(cfg)
+
+
+class Stream(IterableDataset):
+    """Images without end."""
+
+    def __iter__(self):
+        while True:
+            yield dict(inputs=torch.rand(1, 32, 32))
+
+
+@pytest.mark.parametrize('dataset', [Stream(), []], ids=['stream', 'empty'])
+def test_epochs_of_a_data_set_without_length(tmp_path, dataset):
+    cfg = tiny_cfg(tmp_path)
+    cfg.train_cfg = dict(by_epoch=False, max_iters=4)
+    cfg.param_scheduler = None
+    runner = build(cfg)
+    runner._train_dataloader = DataLoader(dataset, batch_size=4)
+    with pytest.raises(UserError, match='no length.*decay_iters'):
+        runner.train()
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_frozen_pairs_keep_their_lambda(tmp_path, ema):
+    cfg = tiny_cfg(tmp_path, epochs=1)
+    cfg.model.backbone.frozen_stages = 1
+    if ema:
+        cfg.custom_hooks.append(dict(type='EMAHook', update_buffers=True))
+    train(cfg)
+    checkpoint = read(tmp_path / 'epoch_1.pth')
+    for name in ('state_dict', 'ema_state_dict')[:1 + ema]:
+        found = {key.removeprefix('module.').rsplit('.conv', 1)[0]: float(v)
+                 for key, v in checkpoint[name].items()
+                 if key.endswith('.lam')}
+        frozen = {v for k, v in found.items()
+                  if k.startswith(('backbone.stem', 'backbone.stages.0'))}
+        others = {v for k, v in found.items()
+                  if k.startswith(('backbone.stages.1', 'head'))}
+        assert frozen == {1} and others == {0}
+
+
+def test_everything_frozen_says_so(tmp_path, capfd):
+    cfg = tiny_cfg(tmp_path, epochs=1)
+    runner = build(cfg)
+    for name, parameter in runner.model.named_parameters():
+        parameter.requires_grad_(name == 'backbone.stages.1.act.conv.weight'
+                                 or name == 'backbone.stages.1.act.weight')
+    runner.train()
+    assert 'does nothing: every pair' in ''.join(capfd.readouterr())
 
 
 def test_warns_where_training_ends_before_lambda_does(tmp_path, capfd):
@@ -257,6 +306,14 @@ def test_accumulation_and_amp(tmp_path, optim_wrapper):
     assert record(cfg) == [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]
     state = read(tmp_path / 'epoch_4.pth')['state_dict']
     assert all(v.isfinite().all() for v in state.values())
+
+
+def test_decay_iters_counts_iterations(tmp_path, capfd):
+    cfg = tiny_cfg(tmp_path)
+    cfg.optim_wrapper.accumulative_counts = 2
+    cfg.custom_hooks = [dict(type='DeepTrainingHook', decay_iters=10)]
+    assert record(cfg) == [min(i / 10, 1) for i in range(16)]
+    assert 'of which 2 make one step' in ''.join(capfd.readouterr())
 
 
 class CompileBackbone(Hook):

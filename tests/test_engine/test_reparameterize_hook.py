@@ -1,4 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -57,13 +59,18 @@ def test_best_or_last_where_best_does_not_merge(tmp_path, capfd):
     assert (tmp_path / 'deploy.pth').exists()
 
 
-def test_training_cut_short_says_why_it_does_not_merge(tmp_path):
+def test_training_cut_short_says_why_it_does_not_merge(tmp_path, capfd):
+    """As by EarlyStoppingHook: training ends well, and nothing is merged."""
     cfg = cfg_with_hook(tmp_path, checkpoint='last')
     cfg.custom_hooks[0].decay_epochs = 10
-    with pytest.raises(UserError, match=r'lambda is 0\.3, not 1'):
-        train(cfg)
+    cfg.custom_hooks.append(
+        dict(type='EarlyStoppingHook', monitor='accuracy/top1', patience=1,
+             min_delta=100))
+    train(cfg)
+    assert re.search(r'Nothing was merged: training ended before lambda '
+                     r'reached 1 \(it is 0\.1 in .*epoch_2\.pth\)',
+                     ''.join(capfd.readouterr()))
     assert not (tmp_path / 'deploy.pth').exists()
-    assert (tmp_path / 'epoch_4.pth').exists()
 
 
 def test_no_checkpoint(tmp_path):

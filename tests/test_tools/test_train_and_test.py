@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -173,31 +174,42 @@ def test_missing_data_is_one_sentence(tmp_path, monkeypatch, capfd):
         '"Data" in README.md')
 
 
-def test_two_processes(tmp_path):
+def test_two_nodes(tmp_path):
+    """Two machines of two processes, on the loopback."""
     cfg = tiny_cfg(tmp_path / 'work')
     cfg.custom_imports.imports.append('ranks')
+    # 64 images, 4 for each of 4 processes: 4 iterations are an epoch.
+    cfg.train_dataloader.batch_size = 4
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
+    cfg.train_cfg = dict(by_epoch=False, max_iters=16, val_interval=16)
+    cfg.param_scheduler = None
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=16)
     cfg.custom_hooks.append(dict(type='SaveEachRank', folder=str(tmp_path)))
-    cfg.env_cfg.dist_cfg.backend = 'gloo'
     cfg.dump(tmp_path / 'config.py')
-    done = run_tool(
-        'dist_train.sh', 'config.py', 2, cwd=tmp_path, PORT=free_port())
-    assert done.returncode == 0, done.stderr
-    first, second = (
-        torch.load(tmp_path / f'rank{i}.pth', weights_only=True)
-        for i in range(2))
-    # 64 images over two processes are 2 iterations an epoch.
-    assert first['lams'] == second['lams'] == [
-        [e / 3] * 4 for e in (0, 1, 2, 3) for _ in range(2)
-    ]
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        nodes = [
+            pool.submit(
+                run_tool, 'dist_train.sh', 'config.py', 2, cwd=tmp_path,
+                PORT=port, NNODES='2', NODE_RANK=str(node))
+            for node in range(2)
+        ]
+    for node in nodes:
+        assert node.result().returncode == 0, node.result().stderr
+    ranks = [torch.load(tmp_path / f'rank{i}.pth', weights_only=True)
+             for i in range(4)]
+    expected = [[e / 3] * 4 for e in (0, 1, 2, 3) for _ in range(4)]
+    assert all(rank['lams'] == expected for rank in ranks)
     # Norms count each process's own batches; only weights are the same.
     weights = [
         {k: v for k, v in rank['state_dict'].items() if 'running' not in k}
-        for rank in (first, second)
+        for rank in ranks
     ]
-    assert_same_weights(*weights)
+    for other in weights[1:]:
+        assert_same_weights(weights[0], other)
 
     done = run_tool(
-        'dist_test.sh', 'config.py', 'work/epoch_4.pth', 2, '--deploy',
+        'dist_test.sh', 'config.py', 'work/iter_16.pth', 2, '--deploy',
         cwd=tmp_path, PORT=free_port())
     assert done.returncode == 0, done.stderr
     assert 'accuracy/top1' in done.stdout + done.stderr
@@ -228,3 +240,21 @@ def test_imagenet_config_trains(tmp_path):
     work = Path(tmp_path / 'work_dirs/vanillanet-6_8xb128_in1k')
     assert lams(read(work / 'epoch_1.pth')['state_dict']) == {0}
     assert 'accuracy/top1' in done.stdout + done.stderr
+
+
+def test_new_style_config(tmp_path):
+    """Pure Python, with bases and classes for types, from train to deploy."""
+    for name in ('base', 'config'):
+        shutil.copy(ROOT / 'tests/data' / f'new_style_{name}.py', tmp_path)
+    done = run_tool(
+        'train.py', 'new_style_config.py', '--work-dir', 'work', '--amp',
+        '--auto-scale-lr', '--cfg-options', 'train_cfg.val_interval=2',
+        cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'work' / 'deploy.pth').is_file()
+    for config, checkpoint, options in [
+        ('new_style_config.py', 'work/epoch_2.pth', ['--deploy', '--tta']),
+        ('work/deploy.py', 'work/deploy.pth', ['--show-dir', 'shown']),
+    ]:
+        done = run_tool('test.py', config, checkpoint, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr

@@ -20,7 +20,8 @@ class DataLoadingHook(Hook):
     images as an undisturbed one. (With mmengine's own seeding, workers that
     are not persistent repeat the same augmentation in each epoch.)
 
-    Data sets that are iterated over and not indexed are left alone.
+    Data sets that are iterated over and not indexed, and those that fetch
+    batches themselves (``__getitems__``), are left alone.
 
     Raises:
         UserError: While loading, if an image cannot be read; names its path.
@@ -64,7 +65,8 @@ class DataLoadingHook(Hook):
 def _install(loader: DataLoader, seed: tuple | None = None):
     dataset = loader.dataset
     found = getattr(dataset, '__getitems__', None)
-    if found is None and not isinstance(dataset, IterableDataset):
+    if (found is None and not isinstance(dataset, IterableDataset)
+            and hasattr(dataset, '__dict__')):  # not a list
         found = dataset.__getitems__ = _FetchBatch(dataset, seed)
     return found if isinstance(found, _FetchBatch) else None
 

@@ -95,7 +95,10 @@ def variant(request, imagenet, tmp_path_factory):
 
 
 def hook_of(runner: Runner, name: str):
-    (hook, ) = [h for h in runner.hooks if type(h).__name__ == name]
+    (hook, ) = [
+        h for h in runner.hooks
+        if name in [base.__name__ for base in type(h).__mro__]
+    ]
     return hook
 
 
@@ -335,12 +338,11 @@ def test_targets_and_loss(variant):
     torch.testing.assert_close(whole, model.head.loss_module(logits, scores))
 
 
-def test_auto_scale_lr(variant, imagenet, tmp_path):
-    name, _ = variant
-    runner = build(name, imagenet, tmp_path, **{'auto_scale_lr.enable': True})
+def test_auto_scale_lr(imagenet, tmp_path):
+    runner = build('6', imagenet, tmp_path, **{'auto_scale_lr.enable': True})
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(wrapper, runner.auto_scale_lr)
-    wanted = RECIPE[name][0] * BATCH / 1024
+    wanted = RECIPE['6'][0] * BATCH / 1024
     assert wrapper.optimizer.param_groups[-1]['lr'] == pytest.approx(wanted)
 
 
@@ -380,12 +382,6 @@ def test_every_variant_has_a_config():
     names = {p.name for p in CONFIGS.glob('*_8xb128_in1k.py')}
     assert names == {config_file(name).name for name in RECIPE}
     assert set(RECIPE) == set(VanillaNet.arch_settings)
-
-
-def test_configs_say_where_their_recipe_comes_from():
-    for name in ('11', '12', '13', '13-x1.5', '13-x1.5-ada'):
-        text = config_file(name).read_text()
-        assert 'published no recipe' in text and len(text.splitlines()) < 8
 
 
 def test_a_config_brings_its_plugin():

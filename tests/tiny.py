@@ -137,7 +137,7 @@ def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:
         cwd=cwd,
         env=dict(
             os.environ, PYTHONPATH=paths, PYTHON=sys.executable,
-            OMP_NUM_THREADS='1', **env),
+            OMP_NUM_THREADS='1', PORT=free_port()) | env,
         capture_output=True,
         text=True,
         timeout=300)

@@ -125,7 +125,6 @@ def test_learns_and_merges(runs, name):
     for key in before:
         assert round(before[key], 3) == round(after[key], 3), key
     assert run.test('--deploy') == before
-    assert run.seconds < 360
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -295,7 +294,7 @@ train_cfg = dict(max_epochs=1, val_interval=2)
     monkeypatch.setenv('PYTHONPATH', str(ROOT / 'tests'))
     done = run_tool('dist_train.sh', config, 2, '--work-dir', tmp_path,
                     '--cfg-options', *data_options('mask-rcnn', shapes),
-                    cwd=tmp_path, PORT='29547')
+                    cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f'rank_{rank}.pth') for rank in range(2)]
     assert ranks[0]['iters'] == ranks[1]['iters'] == 4

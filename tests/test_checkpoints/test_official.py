@@ -33,7 +33,6 @@ from PIL import Image
 
 from mmvanilla.checkpoints import (
     PUBLISHED,
-    URL,
     convert,
     describe,
     from_authors,
@@ -422,12 +421,6 @@ def test_offline_says_where_to_put_the_file(tmp_path, monkeypatch):
     wanted = tmp_path / 'hub' / 'checkpoints' / 'vanillanet_13_x1_5.pth'
     assert one_sentence(e).endswith(f'put the file by hand at {wanted}')
     assert '127.0.0.1:9/vanillanet_13_x1_5.pth' in str(e.value)
-
-
-def test_urls():
-    assert URL + 'vanillanet_6.pth' == (
-        'https://github.com/huawei-noah/VanillaNet/releases/download/ckpt/'
-        'vanillanet_6.pth')
 
 
 @pytest.mark.parametrize('name', ['vanillanet_4', '6', '', 'some/file.pth'])

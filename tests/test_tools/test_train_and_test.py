@@ -170,8 +170,7 @@ def test_missing_data_is_one_sentence(tmp_path, monkeypatch, capfd):
     error = refused(monkeypatch, capfd, 'train.py', config, cwd=tmp_path)
     assert error == (
         'error: no data for ImageNet: looked for the folder data/imagenet, '
-        'which must hold train, with one folder of images for each class; see '
-        '"Data" in README.md')
+        'which must hold train, with one folder of images for each class')
 
 
 def test_two_nodes(tmp_path):

@@ -1,8 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """mmdet's Faster R-CNN and Mask R-CNN, from an image to boxes and masks."""
+import copy
+
 import torch
 import torch.nn.functional as F
 import torchvision
+from mmcv.cnn import fuse_conv_bn
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
@@ -28,11 +31,14 @@ class TwoStageDetector(nn.Module):
     def __init__(self, model: nn.Module, input_size: tuple[int, int]):
         super().__init__()
         _check_parts(model)
-        self.model = model
+        # A batch norm asks whether its input is empty, which an exporter
+        # cannot say of a number of regions.
+        self.model = fuse_conv_bn(copy.deepcopy(model))
         self.input_size = tuple(input_size)
-        roi_head = model.roi_head
+        roi_head = self.model.roi_head
         self.test_cfg = roi_head.test_cfg
-        self.rpn = DensePredictions(model, model.rpn_head, input_size)
+        self.rpn = DensePredictions(self.model, self.model.rpn_head,
+                                    input_size)
         rpn_cfg = model.rpn_head.test_cfg
         self.rpn_nms = NMS(rpn_cfg.nms, rpn_cfg.max_per_img)
         self.nms = NMS(self.test_cfg.nms, self.test_cfg.max_per_img)
@@ -79,6 +85,12 @@ class TwoStageDetector(nn.Module):
 
     def _detect(self, feats, proposals: Tensor) -> tuple[Tensor, ...]:
         head = self.model.roi_head.bbox_head
+        # A constant number, the last of which are empty: the heads and the
+        # coder ask Python whether there are any.
+        limit = self.rpn_nms.max_per_img
+        real = torch.ones_like(proposals[:, 0])
+        real = F.pad(real, (0, limit))[:limit] > 0
+        proposals = F.pad(proposals, (0, 0, 0, limit))[:limit]
         cls_score, deltas = head(
             extract_rois(self.model.roi_head.bbox_roi_extractor, feats,
                          proposals))
@@ -87,7 +99,7 @@ class TwoStageDetector(nn.Module):
         else:
             scores = cls_score.softmax(-1)
         num_classes = head.num_classes
-        scores = scores[:, :num_classes].flatten()
+        scores = scores[:, :num_classes]
         # A box for each class, or one for all of them.
         size = head.bbox_coder.encode_size
         per_roi = 1 if head.reg_class_agnostic else num_classes
@@ -96,7 +108,9 @@ class TwoStageDetector(nn.Module):
                        self.input_size)
         boxes = boxes.reshape(-1, per_roi, 4).expand(
             -1, num_classes, -1).reshape(-1, 4)
-        index = (scores > self.test_cfg.score_thr).nonzero()[:, 0]
+        valid = (scores > self.test_cfg.score_thr) & real[:, None]
+        scores = scores.flatten()
+        index = valid.flatten().nonzero()[:, 0]
         boxes, scores, labels = boxes[index], scores[index], (
             index % num_classes)
         keep = self.nms(boxes, scores, labels)
@@ -159,18 +173,19 @@ def extract_rois(extractor: nn.Module, feats, boxes: Tensor) -> Tensor:
         boxes (Tensor): (K, 4).
 
     Returns:
-        Tensor: (K, C, output size), each box from the level of its size.
+        Tensor: (K, C, h, w), each box from the level of its size.
     """
     rois = F.pad(boxes, (1, 0))
     feats = feats[:extractor.num_inputs]
     levels = extractor.map_roi_levels(rois, len(feats))
-    pooled, order = [], []
+    pooled = boxes.new_zeros(
+        boxes.shape[0], feats[0].shape[1],
+        *extractor.roi_layers[0].output_size)
     for i, (layer, feat) in enumerate(zip(extractor.roi_layers, feats)):
         index = (levels == i).nonzero()[:, 0]
-        pooled.append(
+        pooled = pooled.index_put(
+            (index, ),
             torchvision.ops.roi_align(feat, rois[index], layer.output_size,
                                       layer.spatial_scale,
                                       layer.sampling_ratio, layer.aligned))
-        order.append(index)
-    # From the order of levels back to that of the boxes.
-    return torch.cat(pooled)[torch.cat(order).argsort()]
+    return pooled

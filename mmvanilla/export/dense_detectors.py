@@ -44,17 +44,17 @@ class DenseDetector(nn.Module):
                 "mmdet's RetinaNet, FCOS, ATSS and RTMDet do; take --part "
                 'backbone')
         self.model = model
-        self.dense = DensePredictions(model, head, input_size)
+        self.dense = DensePredictions(model, head, input_size,
+                                      head.test_cfg.get('score_thr', 0))
         self.nms = NMS(head.test_cfg.nms, head.test_cfg.max_per_img)
 
     def settings(self) -> dict[str, object]:
         """What the file's metadata say of the outputs."""
-        cfg = self.dense.test_cfg
         return dict(
             outputs=list(self.output_names),
             box_format=BOX_FORMAT,
-            score_thr=cfg.get('score_thr', 0),
-            nms_pre=cfg.get('nms_pre', -1),
+            score_thr=self.dense.score_thr,
+            nms_pre=self.dense.test_cfg.get('nms_pre', -1),
             nms_iou_threshold=self.nms.iou_threshold,
             nms_class_agnostic=self.nms.class_agnostic,
             max_per_img=self.nms.max_per_img)
@@ -87,11 +87,14 @@ class DensePredictions(nn.Module):
             to learn the sizes of its feature maps.
         head (nn.Module): Its dense head.
         input_size (tuple[int, int]): Height and width of the input.
+        score_thr (float): Boxes with a score above it are kept. Defaults to
+            -1: all boxes, as a region proposal network does.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module,
-                 input_size: tuple[int, int]):
+                 input_size: tuple[int, int], score_thr: float = -1):
         super().__init__()
+        self.score_thr = score_thr
         self.head = head
         self.test_cfg = head.test_cfg
         self.input_size = tuple(input_size)
@@ -125,7 +128,7 @@ class DensePredictions(nn.Module):
             for i, (_, _, _, labels, _) in enumerate(levels)
         ])
         boxes = decode(self.head.bbox_coder, priors, deltas, self.input_size)
-        valid = scores > self.test_cfg.get('score_thr', 0)
+        valid = scores > self.score_thr
         min_size = self.test_cfg.get('min_bbox_size', -1)
         if min_size >= 0:
             sides = boxes[:, 2:] - boxes[:, :2]

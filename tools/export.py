@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Export a checkpoint to a file that ships, and check it in its own runtime.
+"""Export a checkpoint to a file that ships, and verify it in its own runtime.
 
 A checkpoint in train form is merged first. Labels, mean, std, order of
 channels and input size are written into the file's metadata.
@@ -10,7 +10,8 @@ import argparse
 import mmvanilla  # isort: skip # noqa: F401, to check what is installed
 from mmengine.config import DictAction
 
-from mmvanilla.export.export import PRECISIONS, SUFFIXES, export
+from mmvanilla.export import export
+from mmvanilla.export.backends import BACKENDS, PRECISIONS
 from mmvanilla.utils.building import read_config
 from mmvanilla.utils.errors import exit_on_user_error
 
@@ -19,13 +20,19 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config that the checkpoint is of')
-    parser.add_argument('checkpoint', help='checkpoint of either form')
+    parser.add_argument('config', help='config of the checkpoint')
+    parser.add_argument('checkpoint', help='checkpoint, in any form')
     parser.add_argument(
         'out',
         help='where to write, a name ending in ' + ', '.join(
-            f'{suffix} ({name})' for name, suffix in SUFFIXES.items()))
-    parser.add_argument('--format', choices=SUFFIXES, default='onnx')
+            f'{backend.SUFFIX} ({name})'
+            for name, backend in BACKENDS.items()))
+    parser.add_argument(
+        '--format',
+        choices=BACKENDS,
+        default='onnx',
+        help='pt2 is a program of torch.export, aoti one that Inductor '
+        'compiled ahead of time; defaults to onnx')
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32')
     parser.add_argument(
         '--part',
@@ -44,20 +51,30 @@ def parse_args() -> argparse.Namespace:
         '--samples',
         type=int,
         default=512,
-        help='how many validation samples to compare on, at most; defaults '
+        help='maximum number of validation samples to compare on; defaults '
         'to 512')
     parser.add_argument(
         '--calibration-samples',
         type=int,
         default=256,
-        help='how many training samples to calibrate int8 on, at most; '
+        help='maximum number of training samples to calibrate int8 on; '
         'defaults to 256')
     parser.add_argument(
         '--tol',
         type=float,
         default=1e-4,
-        help='largest difference that is let pass in fp32, relative to the '
-        'largest output; defaults to 1e-4')
+        help='maximum allowed relative error of an output in fp32; defaults '
+        'to 1e-4')
+    parser.add_argument(
+        '--max-drop',
+        type=float,
+        default=1.0,
+        help='maximum allowed drop of the top-1 accuracy in bf16 and int8, '
+        'in percentage points; defaults to 1.0')
+    parser.add_argument(
+        '--force',
+        action='store_true',
+        help='replace an existing file that mmvanilla did not write')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -72,7 +89,7 @@ def main() -> None:
     args = vars(parse_args())
     cfg = read_config(args.pop('config'), args.pop('cfg_options'))
     report = export(cfg, **args)
-    if report.random:
+    if report.verification.random:
         print('The validation data of the config is not there: compared on '
               'random images.')
     print(report.table())

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..export.export import NEEDS, Network, open_exported, require
-from ..export.export import write as write_exported
+from ..export.backends import check_backend, open_exported
+from ..export.backends import write as write_exported
+from ..export.network import Network
 from ..layers import switch_to_deploy
 from ..models import VanillaNet, VanillaNetHead
 from ..utils.errors import UserError
@@ -407,11 +408,9 @@ def benchmark(models: Sequence[str],
     wanted = [parse_form(form) for form in forms]
     for form, precision in wanted:
         if form in EXPORTED and not train:
-            require(*NEEDS[EXPORTED[form]])
+            check_backend(EXPORTED[form], precision or dtype)
             if device != 'cpu':
                 raise UserError(f'{form} is measured on the CPU only')
-        if (form, precision) == ('openvino', 'int8'):
-            require('nncf')
     resolved = [resolve(name) for name in models]
     if train and not all(arch for _, arch in resolved):
         raise UserError('a training step is measured of VanillaNet only')

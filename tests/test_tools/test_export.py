@@ -2,20 +2,19 @@
 """tools/export.py, as a user calls it."""
 import torch
 from mmengine.config import Config
+from narrow import randomize
+from tiny import refused, run_tool, tiny_cfg
 
-from mmvanilla.export.export import read_metadata
+from mmvanilla.export.backends import read_metadata
 from mmvanilla.utils.building import build_model
-
-from ..tiny import run_tool, tiny_cfg
 
 
 def files(tmp_path):
     cfg = tiny_cfg(tmp_path)
     config, checkpoint = tmp_path / 'config.py', tmp_path / 'model.pth'
     cfg.dump(config)
-    torch.save(
-        dict(state_dict=build_model(Config.fromfile(config)).state_dict()),
-        checkpoint)
+    model = randomize(build_model(Config.fromfile(config)))
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
     return config, checkpoint
 
 
@@ -39,16 +38,23 @@ def test_exports_and_tells(tmp_path):
     assert read_metadata(tmp_path / 'net.pt2', 'pt2')['part'] == 'model'
 
 
-def test_refuses_in_one_sentence(tmp_path):
+def test_refuses_in_one_sentence(tmp_path, monkeypatch, capfd):
     config, checkpoint = files(tmp_path)
     before = sorted(tmp_path.iterdir())
     for out, options, sentence in (
         ('no/net.pt2', ['--format', 'pt2'], 'does not exist'),
-        ('net.pt2', ['--format', 'pt2', '--precision', 'int8'], 'int8 is for'),
+        ('net.pt2', ['--format', 'pt2', '--precision', 'int8'],
+         'has no int8'),
+        ('config.py', ['--format', 'pt2'], 'must end in .pt2'),
     ):
-        done = run_tool(
-            'export.py', config, checkpoint, out, *options, cwd=tmp_path)
-        assert done.returncode == 1
-        error = done.stderr.strip().split('\n')[-1]
-        assert error.startswith('error: ') and sentence in error
+        error = refused(
+            monkeypatch,
+            capfd,
+            'export.py',
+            config,
+            checkpoint,
+            out,
+            *options,
+            cwd=tmp_path)
+        assert sentence in error
     assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,126 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""The formats: which there are, writing a file, opening it again."""
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.errors import UserError
+from . import aot_inductor, onnx, openvino, torch_export
+from .inference import check_compiler
+from .program import dynamic_shapes
+
+# --format: the module that writes and opens it.
+BACKENDS = dict(
+    onnx=onnx, openvino=openvino, pt2=torch_export, aoti=aot_inductor)
+PRECISIONS = ('fp32', 'bf16', 'int8')
+
+
+def check_backend(format: str, precision: str) -> None:
+    """Refuse a format that cannot be written here.
+
+    Raises:
+        UserError: If format or precision are unknown or do not go together,
+            or a package or the compiler is missing.
+    """
+    if format not in BACKENDS or precision not in PRECISIONS:
+        raise UserError(
+            f'format must be one of {", ".join(BACKENDS)} and precision one '
+            f'of {", ".join(PRECISIONS)}, but got {format} and {precision}')
+    backend = BACKENDS[format]
+    if precision not in backend.PRECISIONS:
+        able = [f for f, b in BACKENDS.items() if precision in b.PRECISIONS]
+        raise UserError(f'{format} has no {precision}: take --format '
+                        f'{" or ".join(able)}')
+    packages = list(backend.PACKAGES)
+    if (format, precision) == ('openvino', 'int8'):
+        packages.append('nncf')
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    if missing:
+        raise UserError(
+            f'{format} in {precision} needs {", ".join(missing)}, which the '
+            "extra `export` installs: pip install -e '.[export]'")
+    if format == 'aoti':
+        check_compiler()
+
+
+def write(network: nn.Module,
+          example: Tensor,
+          path: Path,
+          format: str,
+          precision: str = 'fp32',
+          dynamic_batch: bool = False,
+          dynamic_size: bool = False,
+          metadata: dict | None = None,
+          calibration: list[Tensor] | None = None) -> None:
+    """Write a network in one of the formats, with its metadata.
+
+    ``input_shape`` is added to the metadata: [N, C, H, W], with -1 for what
+    is dynamic.
+
+    Args:
+        network (Network): In eval mode; takes (N, C, H, W), returns a list of
+            tensors.
+        example (Tensor): An input, (1, C, H, W).
+        path (Path): Where to write. OpenVINO writes the weights beside it,
+            with the suffix ``.bin``.
+        format (str): 'onnx', 'openvino', 'pt2' or 'aoti'.
+        precision (str): 'fp32', 'bf16' or 'int8'. Defaults to 'fp32'.
+        dynamic_batch (bool): Whether the file takes any number of images.
+            Defaults to False: as many as the example has.
+        dynamic_size (bool): Whether the file takes images of any size.
+            Defaults to False: those of the example's size.
+        metadata (dict, optional): Of what JSON knows.
+        calibration (list[Tensor], optional): Inputs to calibrate int8 on.
+    """
+    shape = list(example.shape)
+    shape[0] = -1 if dynamic_batch else shape[0]
+    shape[2:] = (-1, -1) if dynamic_size else shape[2:]
+    if dynamic_batch:
+        # A batch of one would be taken for a constant.
+        example = torch.cat([example, example])
+    with warnings.catch_warnings(), torch.no_grad():
+        # The exporters warn of each other's deprecations, and of operators
+        # that are not in the network.
+        warnings.simplefilter('ignore')
+        logging.disable(logging.WARNING)
+        try:
+            BACKENDS[format].write(
+                network, example, Path(path),
+                dynamic_shapes(dynamic_batch, dynamic_size),
+                dict(metadata or {}, input_shape=shape), precision,
+                calibration)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def open_exported(path: str | Path,
+                  format: str,
+                  precision: str = 'fp32',
+                  threads: int | None = None
+                  ) -> Callable[[Tensor], list[Tensor]]:
+    """Open an exported file in its own runtime.
+
+    Args:
+        path (Path): What :func:`write` wrote.
+        format (str): Its format.
+        precision (str): Its precision. Defaults to 'fp32'.
+        threads (int, optional): Threads to compute with. Defaults to None,
+            the runtime's own choice; pt2 and aoti follow
+            ``torch.set_num_threads``.
+
+    Returns:
+        Callable: From (N, C, H, W) to a list of tensors.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return BACKENDS[format].open_file(Path(path), precision, threads)
+
+
+def read_metadata(path: str | Path, format: str) -> dict[str, object]:
+    """The metadata of an exported file, by :func:`write`."""
+    return BACKENDS[format].read_metadata(Path(path))

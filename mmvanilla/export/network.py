@@ -1,0 +1,112 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""What is exported of a model, and what its metadata says."""
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from torch import Tensor, nn
+
+from ..utils.building import scope_of
+from ..utils.errors import UserError
+from ..utils.files import MARK
+from ..version import __version__
+
+
+class Network(nn.Module):
+    """A classifier's logits, or a backbone's feature maps, of images."""
+
+    def __init__(self,
+                 backbone: nn.Module,
+                 head: nn.Module | None = None,
+                 neck: nn.Module | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.neck = neck
+
+    @property
+    def is_classifier(self) -> bool:
+        """bool: Whether the one output is logits."""
+        return self.head is not None
+
+    def output_names(self, count: int) -> list[str]:
+        """Names of ``count`` outputs."""
+        if self.is_classifier:
+            return ['logits']
+        return [f'feature_{i}' for i in range(count)]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> [(N, num_classes)], or the feature maps."""
+        feats = self.backbone(x.to(next(self.parameters()).dtype))
+        if self.neck is not None:
+            feats = self.neck(feats)
+        outputs = feats if self.head is None else [self.head(feats)]
+        return [out.float() for out in outputs]
+
+
+def make_network(model: nn.Module, part: str = 'model') -> Network:
+    """The part of a model that is exported, in eval mode.
+
+    Args:
+        model (nn.Module): A classifier, or any model with a backbone.
+        part (str): 'model' or 'backbone'. Defaults to 'model'.
+
+    Raises:
+        UserError: If the model has no such part.
+    """
+    if not hasattr(model, 'backbone'):
+        raise UserError(f'a {type(model).__name__} has no backbone to export')
+    if part == 'backbone':
+        return Network(model.backbone).eval()
+    if not hasattr(model, 'head'):
+        raise UserError(
+            f'a {type(model).__name__} is exported by its backbone: take '
+            '--part backbone')
+    return Network(model.backbone, model.head,
+                   getattr(model, 'neck', None)).eval()
+
+
+def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
+             part: str, precision: str) -> dict[str, object]:
+    """What a server needs to know to feed the exported file.
+
+    Returns:
+        dict: ``labels`` (list[str], empty for a backbone), ``mean`` and
+        ``std`` (lists of one number a channel, of pixels from 0 to 255),
+        ``channel_order`` ('RGB', 'BGR' or 'gray'), ``input_size``
+        ([height, width]), ``part``, ``precision``, ``version`` and
+        ``comment``.
+    """
+    channels = example.shape[1]
+    processor = model.data_preprocessor
+    mean = getattr(processor, 'mean', None)
+    std = getattr(processor, 'std', None)
+    # OpenMMLab reads images as BGR, and its preprocessors may convert them.
+    converted = bool(
+        getattr(processor, 'to_rgb', False)
+        or getattr(processor, '_channel_conversion', False))
+    order = 'gray' if channels == 1 else 'RGB' if converted else 'BGR'
+    return dict(
+        labels=_labels(cfg, meta) if part == 'model' else [],
+        mean=[0.0] * channels if mean is None else mean.flatten().tolist(),
+        std=[1.0] * channels if std is None else std.flatten().tolist(),
+        channel_order=order,
+        input_size=list(example.shape[2:]),
+        part=part,
+        precision=precision,
+        version=__version__,
+        comment=MARK)
+
+
+def _labels(cfg: Config, meta: dict) -> list[str]:
+    dataset_meta = meta.get('dataset_meta') or {}
+    labels = dataset_meta.get('classes') or dataset_meta.get('CLASSES')
+    for split in ('val', 'test', 'train'):
+        if labels:
+            break
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset', {})
+        kind = dataset.get('type')
+        if isinstance(kind, str):
+            with scope_of(cfg):
+                kind = DATASETS.get(kind)
+        labels = dict(getattr(kind, 'METAINFO', {}),
+                      **(dataset.get('metainfo') or {})).get('classes')
+    return [str(label) for label in labels or ()]

@@ -1,0 +1,137 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""A network as a program of ``torch.export``, and that as an ONNX model."""
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.errors import UserError
+
+OPSET = 18
+DynamicShapes = tuple[dict[int, torch.export.Dim]] | None
+
+
+def dynamic_shapes(batch: bool, size: bool) -> DynamicShapes:
+    """Which dimensions of the input are dynamic, for ``torch.export``."""
+    dims = {}
+    if batch:
+        dims[0] = torch.export.Dim('batch', min=1)
+    if size:
+        dims[2] = torch.export.Dim('height', min=32)
+        dims[3] = torch.export.Dim('width', min=32)
+    return (dims, ) if dims else None
+
+
+def export_program(network: nn.Module, example: Tensor,
+                   shapes: DynamicShapes) -> torch.export.ExportedProgram:
+    """Run ``torch.export`` on a network.
+
+    Args:
+        network (nn.Module): In eval mode.
+        example (Tensor): An input, (N, C, H, W); N at least 2 where the batch
+            is dynamic, since 1 would be taken for a constant.
+        shapes: From :func:`dynamic_shapes`.
+
+    Raises:
+        UserError: If the network cannot be exported.
+    """
+    try:
+        program = torch.export.export(
+            network, (example, ),
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True)
+    except (RuntimeError, ValueError, torch._dynamo.exc.UserError) as e:
+        reason = str(e).strip().split('\n')[0]
+        raise UserError(f'torch.export cannot export this model: {reason}'
+                        ) from e
+    # It asserts of a pooling that no row is left over at the border, which
+    # the pooling drops anyway: only even sizes would be accepted.
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+def onnx_model(network: nn.Module, example: Tensor, shapes: DynamicShapes):
+    """A network as an ``onnx.ModelProto``, with its weights inside.
+
+    Its input is called ``input``; its outputs ``logits``, or ``feature_0``
+    and so on.
+
+    Raises:
+        UserError: If the network cannot be exported.
+    """
+    network = copy.deepcopy(network)
+    _fix_adaptive_pools(network, example, bool(shapes and 2 in shapes[0]))
+    return torch.onnx.export(
+        export_program(network, example, shapes), (example, ),
+        dynamo=True,
+        input_names=['input'],
+        output_names=network.output_names(len(network(example))),
+        opset_version=OPSET,
+        verbose=False).model_proto
+
+
+class FixedMaxPool2d(nn.Module):
+    """``nn.AdaptiveMaxPool2d`` for inputs of one size.
+
+    ONNX has no operator for it, and its windows differ in size. Here each is
+    filled up to the size of the largest by repeating its last row or column,
+    which changes no maximum.
+
+    Args:
+        input_size (tuple[int, int]): Height and width of the input.
+        output_size (tuple[int, int]): Height and width of the output.
+    """
+
+    def __init__(self, input_size, output_size) -> None:
+        super().__init__()
+        rows, columns = map(_windows, input_size, output_size)
+        self.register_buffer('rows', rows)
+        self.register_buffer('columns', columns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H', W')."""
+        x = x[:, :, self.rows].amax(3)  # from (N, C, H', window, W)
+        return x[:, :, :, self.columns].amax(4)
+
+
+def _windows(size_in: int, size_out: int) -> Tensor:
+    """Indices of each window, (size_out, largest window)."""
+    i = torch.arange(size_out)
+    start = i * size_in // size_out
+    stop = -(-(i + 1) * size_in // size_out)
+    index = start[:, None] + torch.arange(int((stop - start).max()))
+    return index.minimum(stop[:, None] - 1)
+
+
+def _fix_adaptive_pools(network: nn.Module, example: Tensor,
+                        is_size_dynamic: bool) -> None:
+    pools = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.AdaptiveMaxPool2d)
+    }
+    if not pools:
+        return
+    if is_size_dynamic:
+        raise UserError(
+            f'"{next(iter(pools))}" is an adaptive max pooling, for which '
+            'ONNX has no operator: leave out --dynamic-size, or take --format '
+            'pt2')
+    fixed = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _, args, out, name=name: fixed.update({
+                name: FixedMaxPool2d(args[0].shape[2:], out.shape[2:])
+            })) for name, module in pools.items()
+    ]
+    network(example)
+    for hook in hooks:
+        hook.remove()
+    for name, module in fixed.items():
+        network.set_submodule(name, module)

@@ -5,15 +5,18 @@ from .version import __version__
 
 check_requirements()
 
-from . import (  # noqa: E402, F401
-    checkpoints,
-    datasets,
-    engine,
-    layers,
-    models,
-    reparam,
-)
-from .utils.registration import register_models  # noqa: E402
+from .utils.terminal import quiet_imports  # noqa: E402
+
+with quiet_imports():
+    from . import (  # noqa: F401
+        checkpoints,
+        datasets,
+        engine,
+        layers,
+        models,
+        reparam,
+    )
+    from .utils.registration import register_models
 
 register_models()
 

@@ -18,6 +18,7 @@ from torch import nn
 from .config_options import apply_cfg_options, type_name
 from .errors import UserError
 from .requirements import require
+from .terminal import import_toolbox
 
 # Toolboxes that need more than the package itself.
 SCOPES = ('mmdet', 'mmseg')
@@ -59,6 +60,7 @@ def read_config(path: str,
                         f'{type(cause).__name__}: {reason}') from e
     if cfg.get('default_scope') in SCOPES:
         require(cfg.default_scope)
+        import_toolbox(cfg.default_scope)
     if cfg_options:
         apply_cfg_options(cfg, cfg_options, allow_new_keys)
     return cfg
@@ -143,7 +145,8 @@ def missing_data(dataset: dict) -> str | None:
     parts = [p for p in prefixes.values() if isinstance(p, str) and p]
     if dataset.get('ann_file'):
         parts.append(dataset['ann_file'])
-    elif root and not parts and dataset.get('split'):
+    elif root and not parts and dataset.get('split') and dataset.get(
+            'type') != 'ImageFolderDataset':
         parts.append(dataset['split'])
     # What lies on a server is the toolbox's to find.
     paths = [osp.join(root, part) for part in parts] or [root]
@@ -235,7 +238,7 @@ def random_batches(cfg: Config, samples: int) -> list[dict]:
         if not type_name(t).startswith('Load')
     ]
     rng = np.random.default_rng(0)
-    channels = _image_channels(cfg)
+    channels = image_channels(cfg)
     batches = []
     with scope_of(cfg):
         pipeline = Compose([TRANSFORMS.build(t) for t in transforms])
@@ -256,7 +259,8 @@ def random_batches(cfg: Config, samples: int) -> list[dict]:
     return batches
 
 
-def _image_channels(cfg: Config) -> int:
+def image_channels(cfg: Config) -> int:
+    """How many channels the network of a config takes."""
     node = cfg.model.get('backbone') or cfg.model
     while isinstance(node.get('model'), dict):  # WithDeepTraining around it
         node = node['model'].get('backbone') or node['model']

@@ -1,0 +1,49 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import copy
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+
+class HeadSizeHook(Hook):
+    """Leave out a loaded classifier's head that is of another size.
+
+    Training from the weights of a network for other classes keeps the
+    backbone, and the head as it was initialized; a log line says so.
+    """
+
+    # Before EMAHook copies what was loaded.
+    priority = 'VERY_HIGH'
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Replace the entries of the head by the model's own."""
+        model = runner.model.module if is_model_wrapper(
+            runner.model) else runner.model
+        head = getattr(model, 'head', None)
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        loaded = {
+            key.removeprefix('head.'): value
+            for key, value in state_dict.items() if key.startswith('head.')
+        }
+        if runner._resume or head is None or not loaded:
+            return
+        try:
+            # Of another form, it is merged while it is loaded.
+            copy.deepcopy(head).load_state_dict(loaded)
+        except RuntimeError as e:
+            if 'size mismatch' not in str(e):
+                return
+            sizes = {str(len(v)) for k, v in loaded.items()
+                     if k.endswith('bias')}
+            for key in loaded:
+                del state_dict[f'head.{key}']
+            state_dict.update({
+                f'head.{key}': value
+                for key, value in head.state_dict().items()
+            })
+            runner.logger.info(
+                f'The head of {runner._load_from}, for '
+                f'{" or ".join(sorted(sizes)) or "other"} classes, is left '
+                f'out: the head for {getattr(head, "num_classes", "other")} '
+                'classes starts from random weights.')

@@ -10,6 +10,8 @@ import argparse
 import mmvanilla  # isort: skip # noqa: F401, to check what is installed
 from mmengine.config import DictAction
 
+from mmvanilla.engine.options import add_data_options
+from mmvanilla.engine.own_images import use_image_folder
 from mmvanilla.export import export
 from mmvanilla.export.backends import BACKENDS, PRECISIONS
 from mmvanilla.utils.building import read_config
@@ -75,6 +77,7 @@ def parse_args() -> argparse.Namespace:
         '--force',
         action='store_true',
         help='replace an existing file that mmvanilla did not write')
+    add_data_options(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -88,6 +91,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     cfg = read_config(args.pop('config'), args.pop('cfg_options'))
+    data, check_images = args.pop('data'), args.pop('check_images')
+    if data:
+        use_image_folder(cfg, data, args['checkpoint'], check_images)
     report = export(cfg, **args)
     if report.verification.random:
         print('The validation data of the config is not there: compared on '

@@ -10,6 +10,8 @@ import argparse
 import mmvanilla  # isort: skip # noqa: F401, to check what is installed
 from mmengine.config import DictAction
 
+from mmvanilla.engine.options import add_data_options
+from mmvanilla.engine.own_images import use_image_folder
 from mmvanilla.reparam.merge import reparameterize
 from mmvanilla.utils.building import read_config
 from mmvanilla.utils.errors import exit_on_user_error
@@ -33,6 +35,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=64,
         help='how many validation samples to compare on; defaults to 64')
+    add_data_options(parser)
     parser.add_argument(
         '--form',
         choices=['deploy', 'finetune'],
@@ -55,6 +58,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = read_config(args.config, args.cfg_options)
+    if args.data:
+        use_image_folder(cfg, args.data, args.checkpoint, args.check_images)
     report = reparameterize(cfg, args.checkpoint, args.out, args.tol,
                             args.samples, args.form, args.force)
     if report.random:

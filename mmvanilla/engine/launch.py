@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ..utils.building import read_config
 from ..utils.errors import UserError
+from .console import with_short_log
 
 
 def read_run_config(config: str, work_dir: str | None, launcher: str,
@@ -65,8 +66,13 @@ def set_loader_defaults(cfg: Config,
         loader.persistent_workers = False
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, log: str = 'short') -> Runner:
     """Build a config's runner, for one process or several.
+
+    Args:
+        cfg (Config): The config.
+        log (str): 'short', or 'full' for environment, config and hooks on
+            the screen too. Defaults to 'short'.
 
     Raises:
         UserError: If a part of the config refuses its values.
@@ -85,10 +91,11 @@ def build_runner(cfg: Config) -> Runner:
                 broadcast_buffers=False,
                 find_unused_parameters=cfg.get('find_unused_parameters',
                                                False)))
+    runner_class = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+    if log == 'short':
+        runner_class = with_short_log(runner_class)
     try:
-        if 'runner_type' in cfg:
-            return RUNNERS.build(cfg)
-        return Runner.from_cfg(cfg)
+        return runner_class.from_cfg(cfg)
     except ValueError as e:
         raise UserError(f'cannot build what {cfg.filename} says: {e}') from e
 

@@ -47,10 +47,29 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='what started the processes, where there are several')
+    parser.add_argument(
+        '--log',
+        choices=['short', 'full'],
+        default='short',
+        help='full shows environment, config and hooks on the screen')
+    add_data_options(parser)
     # What torch's launcher passes to each process.
     parser.add_argument(
         '--local-rank', '--local_rank', type=int, default=0,
         help=argparse.SUPPRESS)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options on a folder of images, of :func:`use_image_folder`."""
+    parser.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help='images instead of those of the config: FOLDER holds train and '
+        'val, each with one folder for each class, or the latter alone')
+    parser.add_argument(
+        '--check-images',
+        action='store_true',
+        help='decode all images of --data first and leave unreadable ones out')
 
 
 def parse_run_options(parser: argparse.ArgumentParser) -> dict:

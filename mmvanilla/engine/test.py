@@ -21,6 +21,7 @@ from .launch import (
     read_run_config,
     set_loader_defaults,
 )
+from .own_images import use_image_folder
 
 
 def test(config: str,
@@ -39,6 +40,9 @@ def test(config: str,
          pin_memory: bool = True,
          cfg_options: dict | None = None,
          allow_new_keys: bool = False,
+         data: str | None = None,
+         check_images: bool = False,
+         log: str = 'short',
          launcher: str = 'none') -> dict:
     """Evaluate a checkpoint.
 
@@ -65,6 +69,12 @@ def test(config: str,
         pin_memory (bool): False to switch it off in the data loader.
         cfg_options (dict, optional): Overrides of the config.
         allow_new_keys (bool): Whether these may add unknown keys.
+        data (str, optional): A folder of images instead of the config's, see
+            :func:`use_image_folder`.
+        check_images (bool): Whether to decode all of them first. Defaults to
+            False.
+        log (str): 'short', or 'full' for environment, config and hooks on
+            the screen too. Defaults to 'short'.
         launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Returns:
@@ -85,6 +95,8 @@ def test(config: str,
                           allow_new_keys)
     if not cfg.get('test_dataloader'):
         raise UserError(f'{config} has no test_dataloader')
+    if data is not None:
+        use_image_folder(cfg, data, checkpoint, check_images)
     check_data(cfg, 'test_dataloader')
     set_loader_defaults(cfg, 'test_dataloader', pin_memory)
     content = load_checkpoint(checkpoint)
@@ -105,7 +117,7 @@ def test(config: str,
         ]
 
     with plain_errors():
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, log)
         model = runner.model
         while hasattr(model, 'module'):  # of several processes, or of TTA
             model = model.module

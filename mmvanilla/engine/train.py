@@ -14,12 +14,15 @@ from ..checkpoints import load_checkpoint
 from ..utils.building import check_data
 from ..utils.config_options import type_name
 from ..utils.errors import UserError
+from .console import ConsoleHook
+from .hooks.head_size_hook import HeadSizeHook
 from .launch import (
     build_runner,
     plain_errors,
     read_run_config,
     set_loader_defaults,
 )
+from .own_images import use_image_folder
 from .resume import check_resumable, find_checkpoint
 
 
@@ -33,6 +36,9 @@ def train(config: str,
           persistent_workers: bool = True,
           cfg_options: dict | None = None,
           allow_new_keys: bool = False,
+          data: str | None = None,
+          check_images: bool = False,
+          log: str = 'short',
           launcher: str = 'none') -> Runner:
     """Train.
 
@@ -50,6 +56,12 @@ def train(config: str,
         persistent_workers (bool): False to start workers anew in each epoch.
         cfg_options (dict, optional): Overrides of the config.
         allow_new_keys (bool): Whether these may add unknown keys.
+        data (str, optional): A folder of images instead of the config's, see
+            :func:`use_image_folder`.
+        check_images (bool): Whether to decode all of them first. Defaults to
+            False.
+        log (str): 'short', or 'full' for environment, config and hooks on
+            the screen too. Defaults to 'short'.
         launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Returns:
@@ -70,6 +82,8 @@ def train(config: str,
         _leave_out_amp(cfg)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         set_loader_defaults(cfg, name, pin_memory, persistent_workers)
+    if data is not None:
+        use_image_folder(cfg, data, check_images=check_images)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
 
     passed_over = []
@@ -87,9 +101,12 @@ def train(config: str,
     if auto_scale_lr and not scale:
         raise UserError(f'{config} has no auto_scale_lr, which says what '
                         'batch size its learning rate is for')
+    console = ConsoleHook()
     try:
         with plain_errors():
-            runner = build_runner(cfg)
+            runner = build_runner(cfg, log)
+            runner.register_hook(HeadSizeHook())
+            runner.register_hook(console)
             for reason in passed_over:
                 runner.logger.warning(f'Passed over a checkpoint: {reason}')
             if passed_over:
@@ -100,6 +117,8 @@ def train(config: str,
     except KeyboardInterrupt:
         raise UserError('training was interrupted; go on with: '
                         f'{_resume_command()}') from None
+    finally:
+        console.close()
     return runner
 
 

@@ -67,6 +67,7 @@ class ReparameterizeHook(Hook):
         out = Path(runner.work_dir) / 'deploy.pth'
         report = reparameterize(runner.cfg, source, out, self.tol,
                                 self.samples)
+        runner.message_hub.update_info('deploy_ckpt', str(out))
         runner.logger.info(
             f'Merged {source} into {out}:\n{report.table()}')
 

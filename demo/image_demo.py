@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Predict an image or a folder of images.
+
+Takes classifiers, and configs of mmdetection and mmsegmentation. The weights
+of OUT.py, a merged network, are found beside it.
+"""
+import argparse
+
+from mmvanilla.engine.predict import predict
+from mmvanilla.utils.errors import exit_on_user_error
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('images', help='an image or a folder of images')
+    parser.add_argument(
+        'model', help='a config, or the name of a model, as in list_models')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='the weights; without, those beside the config, those that it '
+        'loads, or the published ones of a name')
+    parser.add_argument(
+        '--out', help='folder for images with the predictions drawn in')
+    parser.add_argument(
+        '--deploy',
+        action='store_true',
+        help='merge the model, in memory, first')
+    parser.add_argument(
+        '--top',
+        type=int,
+        default=5,
+        help='how many classes or detections to list; defaults to 5')
+    return parser.parse_args()
+
+
+@exit_on_user_error
+def main() -> None:
+    print(predict(**vars(parse_args())))
+
+
+if __name__ == '__main__':
+    main()

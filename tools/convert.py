@@ -22,13 +22,18 @@ def parse_args():
         choices=['model_ema', 'model'],
         help="entry of the authors' file to read (default: model_ema where "
         'there is one) or to write (default: model)')
+    parser.add_argument(
+        '--force',
+        action='store_true',
+        help='replace DST and the config beside it even where mmvanilla did '
+        'not write them')
     return parser.parse_args()
 
 
 @exit_on_user_error
 def main():
     args = parse_args()
-    print(convert(args.src, args.dst, args.to, args.key))
+    print(convert(args.src, args.dst, args.to, args.key, args.force))
 
 
 if __name__ == '__main__':

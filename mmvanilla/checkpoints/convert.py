@@ -6,31 +6,43 @@ import torch
 from mmengine import Config
 
 from ..utils.errors import UserError
-from ..utils.files import check_writable, replace_atomically, sha256
+from ..utils.files import (
+    MARK,
+    check_output,
+    replace_together,
+    sha256,
+    signed,
+)
 from ..utils.registration import root
 from ..version import __version__
+from .detectors import detector_config
 from .hub import read_official_file
-from .official import describe, to_authors
+from .official import describe, is_detector, to_authors
 from .safe_load import read_checkpoint
+from .validate import check_state_dict
 
 
 def convert(src: str | Path,
             dst: str | Path,
             to: str = 'mmvanilla',
-            key: str | None = None) -> str:
+            key: str | None = None,
+            force: bool = False) -> str:
     """Convert a checkpoint file between the authors' format and ours.
 
     Beside ``dst`` it writes a config with the same name that builds the
-    network, with ImageNet's test pipeline, and loads the file. There and back
-    the weights are bit-identical.
+    network, with ImageNet's test pipeline or that of COCO, and loads the
+    file. There and back the weights are bit-identical.
 
     Args:
-        src (str | Path): The file to read.
+        src (str | Path): The file to read, of a classifier, or of one of the
+            two official detectors.
         dst (str | Path): The file to write.
         to (str): 'mmvanilla' or 'authors'. Defaults to 'mmvanilla'.
         key (str, optional): The entry of the authors' file that is read or
             written. Defaults to None: reads 'model_ema', or 'model' where
-            there is none, and writes 'model'.
+            there is none, and writes 'model'. Detectors have 'state_dict'.
+        force (bool): Whether to replace files that mmvanilla did not write.
+            Defaults to False.
 
     Returns:
         str: What was converted, in some lines.
@@ -41,43 +53,70 @@ def convert(src: str | Path,
     """
     src, dst = Path(src), Path(dst)
     config = dst.with_suffix('.py')
-    if dst.resolve() in (src.resolve(), config.resolve()):
-        raise UserError(f'cannot write to {dst}: it is the file to read, or '
-                        'the name of the config that is written beside')
-    check_writable(dst)
+    if dst == config:
+        raise UserError(f'cannot write to {dst}: a config of that name is '
+                        'written beside the checkpoint')
+    for path in (dst, config):
+        check_output(path, [src], force)
     if to == 'authors':
-        state_dict, name = read_checkpoint(src).get('state_dict'), src.stem
-        if state_dict is None:
-            raise UserError(f'{src} holds no state_dict: it is not a '
-                            'checkpoint of mmvanilla')
-        try:
-            model = describe(state_dict)
-            checkpoint = {key or 'model': to_authors(state_dict)}
-        except UserError as e:
-            raise UserError(f'cannot convert {src}: {e}') from e
+        state_dict, meta, checkpoint = _to_authors(src, key)
         load_from = f'vanillanet://{dst.resolve()}'
     else:
-        state_dict, name = read_official_file(src, key)
-        model = describe(state_dict)
-        meta = dict(
-            source=src.name,
-            source_sha256=sha256(src),
-            mmvanilla_version=__version__)
-        checkpoint = dict(state_dict=state_dict, meta=meta)
+        state_dict, meta = read_official_file(src, key)
         load_from = str(dst.resolve())
-
-    notes = _settle_arch(model, f'{name} {src.stem}')
-    with replace_atomically(dst) as weights, replace_atomically(config) as py:
-        torch.save(checkpoint, weights)
-        _test_config(model, load_from).dump(py)
-    backbone = model['backbone']
+        checkpoint = dict(
+            state_dict=state_dict,
+            meta=dict(
+                meta,
+                writer=MARK,
+                source=src.name,
+                source_sha256=sha256(src),
+                mmvanilla_version=__version__))
+    name = f'{meta.get("model")} {src.stem}'
+    if is_detector(state_dict):
+        cfg, title = detector_config(state_dict, load_from)
+        notes = []
+    else:
+        model = describe(state_dict)
+        notes = _settle_arch(model, name)
+        cfg = _test_config(model, load_from)
+        title = f'{model["head"]["num_classes"]} classes'
+    try:
+        with replace_together([dst, config]) as (weights, py):
+            torch.save(checkpoint, weights)
+            py.write_text(signed(cfg.pretty_text), encoding='utf-8')
+    except (OSError, RuntimeError) as e:  # torch's writer raises the latter
+        size = sum(value.nbytes for value in state_dict.values())
+        raise UserError(f'cannot write {dst}, which needs {size / 1e6:.0f} '
+                        f'MB: {getattr(e, "strerror", None) or e}') from e
+    backbone = cfg.model.backbone
     return '\n'.join([
         f'{src} -> {dst} and {config}',
         f'VanillaNet {backbone["arch"]}, '
-        f'{"deploy" if backbone["deploy"] else "train"} form, '
-        f'n = {backbone["act_num"]}, '
-        f'{model["head"]["num_classes"]} classes', *notes
+        f'{"deploy" if backbone.get("deploy") else "train"} form, '
+        f'n = {backbone["act_num"]}, {title}', *notes
     ])
+
+
+def _to_authors(src: Path, key: str | None) -> tuple[dict, dict, dict]:
+    """Read a file of ours: its state dict, meta, and the authors' form."""
+    content = read_checkpoint(src)
+    state_dict = content.get('state_dict')
+    if state_dict is None:
+        raise UserError(f'{src} holds no state_dict: it is not a checkpoint '
+                        'of mmvanilla')
+    check_state_dict(state_dict, str(src))
+    meta = content.get('meta', {})
+    try:
+        weights = to_authors(state_dict)
+    except UserError as e:
+        raise UserError(f'cannot convert {src}: {e}') from e
+    if not is_detector(state_dict):
+        return state_dict, meta, {key or 'model': weights, 'writer': MARK}
+    dataset_meta = meta.get('dataset_meta') or {}
+    classes = dict(CLASSES=tuple(dataset_meta.get('classes', ())))
+    return state_dict, meta, dict(
+        meta=dict(classes, writer=MARK), state_dict=weights)
 
 
 def _settle_arch(model: dict, name: str) -> list[str]:

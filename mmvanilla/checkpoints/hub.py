@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from .download import cache_path, download
-from .official import _some, from_authors
+from .official import _some, from_authors, is_official_detector
 from .safe_load import read_checkpoint
 from .validate import check_state_dict
 
@@ -17,12 +17,16 @@ PUBLISHED = {
     'vanillanet_13_x1_5_ada_pool': dict(arch='13-x1.5-ada'),
     # Trained with knowledge distillation, for dense prediction.
     'vanillanet_13_act_num_4_kd_pretrain': dict(arch='13', act_num=4),
+    # Checkpoints of mmdetection 2.x.
+    'retinanet_vanillanet_13': dict(arch='13', act_num=4),
+    'mask_rcnn_vanillanet_13': dict(arch='13', act_num=4),
 }
 SCHEME = 'vanillanet://'
 URL = 'https://github.com/huawei-noah/VanillaNet/releases/download/ckpt/'
 
 
-def read_official_file(path: Path, key: str | None = None) -> tuple[dict, str]:
+def read_official_file(path: Path,
+                       key: str | None = None) -> tuple[dict, dict]:
     """Read a file of the authors' format.
 
     Args:
@@ -31,17 +35,22 @@ def read_official_file(path: Path, key: str | None = None) -> tuple[dict, str]:
             or 'model' where there is none, or the file is a state dict.
 
     Returns:
-        tuple: The state dict under our names, and the name of the model.
+        tuple: The state dict under our names, and meta: ``model``, the name
+        of the model, and for a detector ``dataset_meta``.
 
     Raises:
         UserError: If it is not in that format.
     """
     checkpoint = read_checkpoint(path)
-    if 'state_dict' in checkpoint:
+    weights = checkpoint.get('state_dict')
+    detector = isinstance(weights, dict) and is_official_detector(weights)
+    if detector:
+        state_dict = weights
+    elif weights is not None:
         raise UserError(f"{path} holds state_dict: it is not in the authors' "
                         'format but in that of mmengine, and needs no '
                         'converting')
-    if key is None:
+    elif key is None:
         keys = [k for k in ('model_ema', 'model') if k in checkpoint]
         # A bare state dict is one as well.
         state_dict = checkpoint[keys[0]] if keys else checkpoint
@@ -61,7 +70,11 @@ def read_official_file(path: Path, key: str | None = None) -> tuple[dict, str]:
     except UserError as e:
         raise UserError(f"{path} is not in the authors' format: {e}") from e
     name = getattr(checkpoint.get('args'), 'model', None) or path.stem
-    return state_dict, str(name)
+    meta = dict(model=str(name))
+    classes = checkpoint.get('meta', {}).get('CLASSES')
+    if detector and classes:
+        meta['dataset_meta'] = dict(classes=tuple(map(str, classes)))
+    return state_dict, meta
 
 
 def read_official(name: str) -> dict:
@@ -78,8 +91,8 @@ def read_official(name: str) -> dict:
         UserError: If the name is not a published one, the file is in another
             format, or the download fails.
     """
-    state_dict, _ = read_official_file(official_path(name))
-    return dict(state_dict=state_dict, meta=dict(source=name))
+    state_dict, meta = read_official_file(official_path(name))
+    return dict(state_dict=state_dict, meta=dict(meta, source=name))
 
 
 def official_path(name: str) -> Path:

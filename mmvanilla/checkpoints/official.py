@@ -2,12 +2,12 @@
 """State dicts of the authors' release under our names, and back."""
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
-from mmpretrain.models import ImageClassifier
 from torch import Tensor
 
-from ..models import VanillaNet
+from ..models import VanillaNet, VanillaNetHead
 from ..utils.errors import UserError
 
 # Each row names one module: ours, the authors' in train form, the authors'
@@ -35,8 +35,12 @@ MODULES = [
 
 
 def _rename(state_dict: dict[str, Tensor],
-            names: dict[str, str]) -> dict[str, Tensor]:
-    """Rename the modules of a state dict's entries, in the same order."""
+            names: dict[str, str],
+            keep_others: bool = False) -> dict[str, Tensor]:
+    """Rename the modules of a state dict's entries, in the same order.
+
+    ``keep_others`` is for the neck and the heads of a detector.
+    """
     renamed, unknown = OrderedDict(), []
     for key, value in state_dict.items():
         module, _, entry = key.rpartition('.')
@@ -47,6 +51,8 @@ def _rename(state_dict: dict[str, Tensor],
             name = names[module]
             name = name.format(stage[1]) if stage else name
             renamed[f'{name}.{entry}'] = value
+        elif keep_others and not key.startswith('backbone.'):
+            renamed[key] = value
         else:
             unknown.append(key)
     if unknown:
@@ -61,48 +67,51 @@ def _some(names: list[str]) -> str:
 
 
 def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the entries of the authors' state dict our names.
+    """Map the keys of an official state dict to ours.
 
     Args:
-        state_dict (dict): Theirs, in train or deploy form, with or without
-            the prefix ``module.``.
+        state_dict (dict): Of a classifier, in train or deploy form, with or
+            without the prefix ``module.``; or of a detector, whose backbone
+            has the prefix ``backbone.`` and whose other keys are mmdet's.
 
     Returns:
-        dict: Ours, for an ``ImageClassifier``. In train form it has lambda
-        too, which is 1: their network is trained to its end, and their format
-        has no place for it.
+        dict: Ours, for an ``ImageClassifier`` or a detector. In train form it
+        has lambda too, which is 1: the authors' networks are trained to their
+        end, and their format has no place for it.
 
     Raises:
         UserError: If it has other entries, or lacks some.
     """
     if all(key.startswith('module.') for key in state_dict):
         state_dict = {k[len('module.'):]: v for k, v in state_dict.items()}
-    form = 2 if 'stem.0.weight' in state_dict else 1
-    names = {row[form]: row[0] for row in MODULES if row[form]}
-    ours = _rename(state_dict, names)
+    prefix = 'backbone.' if is_official_detector(state_dict) else ''
+    form = 2 if f'{prefix}stem.0.weight' in state_dict else 1
+    names = {f'{prefix}{row[form]}': row[0] for row in MODULES if row[form]}
+    ours = _rename(state_dict, names, keep_others=bool(prefix))
     for key in list(ours):
         if key.endswith('.conv1.weight'):
             lam = key.replace('.conv1.weight', '.act.lam')
             ours[lam] = torch.tensor(1.0, dtype=torch.float64)
-    describe(ours)
+    describe(ours) if not prefix else describe_backbone(ours)
     return ours
 
 
 def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the entries of our state dict the authors' names.
+    """Map the keys of our state dict to those of the authors' format.
 
     Args:
-        state_dict (dict): Ours, of an ``ImageClassifier``, in train or deploy
-            form. The authors' format has no fine-tune form.
+        state_dict (dict): Ours, of an ``ImageClassifier`` or a detector, in
+            train or deploy form. The authors' format has no fine-tune form.
 
     Returns:
-        dict: Theirs, in the same form.
+        dict: The same under the authors' keys.
 
     Raises:
         UserError: If it has other entries or lacks some, or if lambda is not
             1, which their format cannot tell.
     """
-    describe(state_dict)
+    detector = is_detector(state_dict)
+    describe_backbone(state_dict) if detector else describe(state_dict)
     if 'backbone.stem.conv.conv.weight' in state_dict:
         raise UserError("the state dict is in fine-tune form, which the "
                         "authors' format does not have: merge it to deploy "
@@ -115,8 +124,20 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             raise UserError(f"{key} is {float(value):g}, and the authors' "
                             'format can only tell a network whose lambda is 1')
     form = 2 if 'backbone.stem.conv.weight' in state_dict else 1
-    names = {row[0]: row[form] for row in MODULES if row[form]}
-    return _rename(tensors, names)
+    prefix = 'backbone.' if detector else ''
+    names = {row[0]: f'{prefix}{row[form]}' for row in MODULES if row[form]}
+    return _rename(tensors, names, keep_others=detector)
+
+
+def is_detector(state_dict: dict) -> bool:
+    """Whether a state dict of ours has a detector's neck and heads."""
+    return any(str(key).startswith('neck.') for key in state_dict)
+
+
+def is_official_detector(state_dict: dict) -> bool:
+    """Whether a state dict is that of a detector in the authors' format."""
+    return any(f'backbone.{key}' in state_dict
+               for key in ('stem1.0.weight', 'stem.0.weight'))
 
 
 def describe(state_dict: dict[str, Tensor]) -> dict:
@@ -138,6 +159,40 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
         UserError: If it is not the state dict of a VanillaNet, entry by entry
             and shape by shape; names the first few that are not.
     """
+    backbone = describe_backbone(state_dict)
+    form = {k: v for k, v in backbone.items()
+            if k in ('deploy', 'deep_training')}
+    last = 'weight' if form != dict(deploy=False) else 'conv2.weight'
+    try:
+        num_classes, in_channels = state_dict[
+            f'head.classifier.{last}'].shape[:2]
+        if last == 'conv2.weight':
+            in_channels = state_dict['head.classifier.conv1.weight'].shape[1]
+    except (KeyError, ValueError, IndexError) as e:
+        raise UserError('head.classifier of a VanillaNet is not there, but '
+                        f'{_some(list(state_dict))}') from e
+    head = dict(
+        type='VanillaNetHead',
+        num_classes=num_classes,
+        in_channels=in_channels,
+        **form)
+    _check_entries(
+        {k: v for k, v in state_dict.items() if not k.startswith('backbone.')},
+        lambda: VanillaNetHead(**{k: v for k, v in head.items()
+                                  if k != 'type'}), 'head.')
+    return dict(type='ImageClassifier', backbone=backbone, head=head)
+
+
+def describe_backbone(state_dict: dict[str, Tensor]) -> dict:
+    """Read off a state dict of ours what backbone it has.
+
+    Returns:
+        dict: Config of the ``VanillaNet``, as in :func:`describe`.
+
+    Raises:
+        UserError: If its backbone is not a VanillaNet, entry by entry and
+            shape by shape; names the first few that are not.
+    """
     # Of a stage's convolution: its first and its last layer, in each form.
     form = dict(deploy=False)
     first, last = 'conv1.weight', 'conv2.weight'
@@ -153,9 +208,7 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
             dims.append(state_dict[conv].shape[0])
         series = state_dict['backbone.stem.act.conv.weight'].shape[-1]
         in_channels = state_dict[f'backbone.stem.conv.{first}'].shape[1]
-        last = 'conv2.weight' if last == 'conv2.weight' else 'weight'
-        num_classes = state_dict[f'head.classifier.{last}'].shape[0]
-    except KeyError as e:
+    except (KeyError, IndexError) as e:
         raise UserError(f'the entry {e} of a VanillaNet is not there, but '
                         f'{_some(list(state_dict))}') from e
     strides = [1 + (b > a) for a, b in zip(dims, dims[1:])]
@@ -164,27 +217,27 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
         if list(setting['dims']) == dims:
             arch = name
             break
+    backbone = dict(
+        arch=arch, in_channels=in_channels, act_num=series // 2, **form)
+    _check_entries(
+        {k: v for k, v in state_dict.items() if k.startswith('backbone.')},
+        lambda: VanillaNet(**backbone), 'backbone.')
+    return dict(type='VanillaNet', **backbone)
 
-    model = dict(
-        type='ImageClassifier',
-        backbone=dict(
-            type='VanillaNet',
-            arch=arch,
-            in_channels=in_channels,
-            act_num=series // 2,
-            **form),
-        head=dict(
-            type='VanillaNetHead',
-            num_classes=num_classes,
-            in_channels=dims[-1],
-            **form))
-    with torch.device('meta'):
-        wanted = ImageClassifier(model['backbone'],
-                                 head=model['head']).state_dict()
+
+def _check_entries(entries: dict, build: Callable, prefix: str) -> None:
+    """Refuse entries that are not those of the module that is built."""
+    try:
+        with torch.device('meta'):
+            wanted = build().state_dict()
+    except (ValueError, RuntimeError) as e:
+        raise UserError(f'these are not the shapes of a VanillaNet: {e}'
+                        ) from e
+    wanted = {f'{prefix}{key}': value for key, value in wanted.items()}
     wrong = [
-        key for key in {**wanted, **state_dict}
-        if key not in wanted or key not in state_dict
-        or wanted[key].shape != state_dict[key].shape
+        key for key in {**wanted, **entries}
+        if key not in wanted or key not in entries
+        or wanted[key].shape != entries[key].shape
     ]
     # A checkpoint without lambda loads as lambda 1.
     wrong = [key for key in wrong if not key.endswith('.act.lam')]
@@ -192,4 +245,3 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
         raise UserError('these entries do not make a VanillaNet, being '
                         'missing, too many or of another shape: '
                         f'{_some(wrong)}')
-    return model

@@ -49,8 +49,8 @@ def read_checkpoint(path: str | Path) -> dict:
         _check(content)
     except RefusedError as e:
         raise UserError(
-            f'{path} is refused: it would call {e}, which no checkpoint of a '
-            'network needs and which may be harmful') from e
+            f'{path} is refused: it asks for {_one_line(e)}, which no '
+            'checkpoint of a network needs and which may be harmful') from e
     except OSError as e:
         raise UserError(f'cannot read {path}: {e.strerror or e}') from e
     except ValueError as e:
@@ -63,7 +63,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:200]
+    text = ' '.join(str(error).split())[:200]
+    return text.encode('ascii', 'backslashreplace').decode()
 
 
 def _read(file: BinaryIO, size: int) -> Any:

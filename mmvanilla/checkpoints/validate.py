@@ -25,15 +25,18 @@ def check_state_dict(state_dict: Any, source: str) -> None:
         raise UserError(f'{source} holds no weights: its state dict is '
                         f'{"empty" if state_dict == {} else "not a dict"}')
     for key, value in state_dict.items():
-        problem = _problem(str(key), value)
+        if type(key) is not str or not key.isprintable():
+            raise UserError(f'{source} is refused: its state dict has the key '
+                            f'{ascii(key)[:100]}')
+        problem = _problem(key, value)
         if problem:
-            raise UserError(f'{source} is refused: {str(key)[:100]} {problem}')
+            raise UserError(f'{source} is refused: {key[:100]} {problem}')
 
 
 def _problem(key: str, value: Any) -> str | None:
     """What is wrong with an entry, as the end of a sentence."""
     if not isinstance(value, Tensor):
-        return f'is a {type(value).__name__}, not a tensor'
+        return f'is of type {type(value).__name__}, not a tensor'
     if (value.layout != torch.strided or value.is_quantized or value.is_meta
             or value.is_complex()):
         return 'is not a dense tensor of real numbers'

@@ -5,7 +5,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
-from ...checkpoints import read_checkpoint
+from ...checkpoints import load_checkpoint
 from ...reparam.merge import reparameterize
 from ...utils.errors import UserError
 
@@ -95,6 +95,6 @@ class ReparameterizeHook(Hook):
 
 
 def _lowest_lam(checkpoint: str) -> float:
-    state_dict = read_checkpoint(checkpoint)['state_dict']
+    state_dict = load_checkpoint(checkpoint).get('state_dict', {})
     return min((float(value) for key, value in state_dict.items()
                 if key.endswith('.lam')), default=1.0)

@@ -1,0 +1,523 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Checkpoint files that attack who reads them.
+
+Run as a script, it reads many of them and prints how each was refused:
+``python hostile.py FOLDER FIRST LAST``.
+"""
+import io
+import json
+import pickle
+import pickletools
+import random
+import resource
+import struct
+import sys
+import warnings
+import zipfile
+from argparse import Namespace
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+P = pickle
+
+
+# ------------------------------------------------------- assembling pickles
+
+
+def text(value: str) -> bytes:
+    return P.BINUNICODE + struct.pack('<I', len(value)) + value.encode()
+
+
+def integer(value: int) -> bytes:
+    return P.INT + str(value).encode() + b'\n'
+
+
+def name(module: str, attribute: str) -> bytes:
+    return P.GLOBAL + f'{module}\n{attribute}\n'.encode()
+
+
+def tuple_(*items: bytes) -> bytes:
+    return P.MARK + b''.join(items) + P.TUPLE
+
+
+def dict_(**items: bytes) -> bytes:
+    pairs = b''.join(text(k) + v for k, v in items.items())
+    return P.EMPTY_DICT + P.MARK + pairs + P.SETITEMS
+
+
+def call(module: str, attribute: str, *args: bytes) -> bytes:
+    return name(module, attribute) + tuple_(*args) + P.REDUCE
+
+
+def data(value: bytes) -> bytes:
+    return P.BINBYTES + struct.pack('<I', len(value)) + value
+
+
+def checkpoint(value: bytes, key: str = 'extra') -> bytes:
+    """A pickle of a checkpoint that is right but for one entry."""
+    good = dict(state_dict=dict_(weight=tensor()), meta=dict_())
+    good[key] = value
+    return b'\x80\x02' + dict_(**good) + P.STOP
+
+
+def storage(kind='FloatStorage', key='0', numel=4) -> bytes:
+    return tuple_(text('storage'), name('torch', kind), text(key),
+                  text('cpu'), integer(numel)) + P.BINPERSID
+
+
+def tensor(stored=None, offset=0, size=(2, 2), stride=(2, 1),
+           function='_rebuild_tensor_v2') -> bytes:
+    return call('torch._utils', function, stored or storage(),
+                integer(offset), tuple_(*map(integer, size)),
+                tuple_(*map(integer, stride)), P.NEWFALSE,
+                call('collections', 'OrderedDict'))
+
+
+def dtype(kind: str, state: bytes | None = None) -> bytes:
+    state = state or tuple_(integer(3), text('<'), P.NONE, P.NONE, P.NONE,
+                            integer(-1), integer(-1), integer(0))
+    return call('numpy', 'dtype', text(kind), P.NEWFALSE,
+                P.NEWTRUE) + state + P.BUILD
+
+
+def array(kind='f8', shape=(1, ), content=b'A' * 8, **kwargs) -> bytes:
+    return call('numpy.core.multiarray', '_reconstruct',
+                name('numpy', 'ndarray'), tuple_(integer(0)),
+                data(b'b')) + tuple_(
+                    integer(1), tuple_(*map(integer, shape)),
+                    dtype(kind, **kwargs), P.NEWFALSE, data(content)) + P.BUILD
+
+
+def write(path: Path, pickled: bytes, records=None, compression=0) -> None:
+    """Write a file as torch.save does."""
+    records = records or {'data/0': bytes(16), 'data/1': bytes(16)}
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        archive.writestr('a/data.pkl', pickled)
+        archive.writestr('a/byteorder', b'little')
+        for key, value in records.items():
+            archive.writestr(f'a/{key}', value)
+        archive.writestr('a/version', b'3\n')
+
+
+# ------------------------------------------------------------ known tricks
+
+
+def payloads(canary: Path) -> dict[str, bytes]:
+    """Calls that create the file ``canary`` where they are executed."""
+    shell, python = f'touch {canary}', f'open({str(canary)!r}, "w")'
+    config = text(python)
+    return {
+        'os.system': call('os', 'system', text(shell)),
+        'posix.system': call('posix', 'system', text(shell)),
+        'subprocess': call('subprocess', 'getoutput', text(shell)),
+        'eval': call('builtins', 'eval', text(python)),
+        'exec': call('__builtin__', 'exec', text(python)),
+        'open': call('io', 'open', text(str(canary)), text('w')),
+        'runpy': call('runpy', '_run_code', text(python), dict_()),
+        'timeit': call('timeit', 'timeit', text(python), integer(1)),
+        'fromstring': call('mmengine.config', 'Config.fromstring', config,
+                           text('.py')),
+        'stack_global': text('os') + text('system') + P.STACK_GLOBAL +
+        tuple_(text(shell)) + P.REDUCE,
+        'inst': P.MARK + text(shell) + P.INST + b'os\nsystem\n',
+        'obj': P.MARK + name('os', 'system') + text(shell) + P.OBJ,
+        'newobj': name('subprocess', 'Popen') + tuple_(
+            P.EMPTY_LIST + text('touch') + P.APPEND + text(str(canary)) +
+            P.APPEND) + P.NEWOBJ,
+        'partial': call('functools', 'partial', name('os', 'system')) +
+        tuple_(text(shell)) + P.REDUCE,
+        'getattr': call('builtins', 'getattr', name('os', 'path'),
+                        text('os')),
+        'globals': call(
+            'builtins', 'getattr',
+            call('builtins', 'getattr',
+                 name('mmengine.logging.history_buffer', 'HistoryBuffer'),
+                 text('update')), text('__globals__')),
+        'setstate': name('argparse', 'Namespace') + P.EMPTY_TUPLE +
+        P.NEWOBJ + dict_(__class__=name('os', 'system')) + P.BUILD,
+        'build': call('collections', 'OrderedDict') +
+        dict_(_metadata=name('os', 'system')) + P.BUILD,
+        'subclass': call('collections', 'OrderedDict',
+                         call('os', 'system', text(shell))),
+        'default_factory': call('collections', 'defaultdict',
+                                name('os', 'system')),
+    }
+
+
+def nested(depth: int, opcode: bytes) -> bytes:
+    return P.EMPTY_TUPLE + opcode * depth
+
+
+def tricks(canary: Path) -> dict[str, bytes]:
+    """Pickles by name, each of which a reader must refuse."""
+    history = name('mmengine.logging.history_buffer', 'HistoryBuffer')
+    found = {
+        'ndarray pointer': call('numpy', 'ndarray', P.EMPTY_TUPLE, text('O'),
+                                data(b'A' * 8)),
+        'ndarray over-read': call('numpy', 'ndarray',
+                                  tuple_(integer(1 << 20)), text('f8'),
+                                  data(b'A' * 8)),
+        'object array': array('O'),
+        'object scalar': call('numpy.core.multiarray', 'scalar', dtype('O'),
+                              data(b'A' * 8)),
+        'string array': array('S8'),
+        'structured dtype': array(
+            'V8', state=tuple_(integer(3), text('|'), P.NONE,
+                               tuple_(text('a')),
+                               dict_(a=tuple_(dtype('O'), integer(0))),
+                               integer(8), integer(1), integer(27))),
+        'dtype itemsize': array(
+            state=tuple_(integer(3), text('<'), P.NONE, P.NONE, P.NONE,
+                         integer(1 << 20), integer(1), integer(0))),
+        'big-endian': array(
+            state=tuple_(integer(3), text('>'), P.NONE, P.NONE, P.NONE,
+                         integer(-1), integer(-1), integer(0))),
+        'short array': array(shape=(2, )),
+        'long array': array(shape=(1 << 60, 1 << 60)),
+        'negative shape': array(shape=(-1, -1)),
+        'array without data': array(content=b''),
+        'number of another size': call('numpy.core.multiarray', 'scalar',
+                                       dtype('f8'), data(b'A')),
+        'array of a class': call('numpy.core.multiarray', '_reconstruct',
+                                 name('collections', 'OrderedDict'),
+                                 tuple_(integer(0)), data(b'b')),
+        'array state of a dtype': dtype('f8') + array() + P.BUILD,
+        'history of lists': history + P.EMPTY_TUPLE + P.NEWOBJ + dict_(
+            _log_history=P.EMPTY_LIST, _count_history=P.EMPTY_LIST,
+            max_length=integer(1)) + P.BUILD,
+        'history of a matrix': history + P.EMPTY_TUPLE + P.NEWOBJ + dict_(
+            _log_history=array(shape=(1, 1)), _count_history=array(),
+            max_length=integer(1)) + P.BUILD,
+        'history with arguments': history + tuple_(text('abc'), text('abc')
+                                                   ) + P.REDUCE,
+        'history unbound': history,
+        'storage as a value': storage(),
+        'storage too long': tensor(storage(numel=1 << 40), size=(1 << 40, ),
+                                   stride=(1, )),
+        'storage of no record': tensor(storage(key='9')),
+        'storage elsewhere': tensor(storage(key='../data.pkl')),
+        'size beyond': tensor(size=(2, 3)),
+        'stride beyond': tensor(stride=(4, 1)),
+        'offset beyond': tensor(offset=1),
+        'negative offset': tensor(offset=-1),
+        'negative stride': tensor(stride=(-2, 1)),
+        'negative size': tensor(size=(-2, 2)),
+        'sizes and strides': tensor(size=(4, )),
+        'overflow': tensor(size=(1 << 32, 1 << 32), stride=(1 << 32, 1)),
+        'overlap': tensor(size=(3, 3), stride=(1, 1)),
+        'size of text': call('torch._utils', '_rebuild_tensor_v2', storage(),
+                             integer(0), text('22'), text('21'), P.NEWFALSE,
+                             P.NONE),
+        'tensor of a list': call('torch._utils', '_rebuild_tensor_v2',
+                                 P.EMPTY_LIST, integer(0), P.EMPTY_TUPLE,
+                                 P.EMPTY_TUPLE, P.NEWFALSE, P.NONE),
+        'parameter of a number': call('torch._utils', '_rebuild_parameter',
+                                      integer(1), P.NEWTRUE, P.NONE),
+        'quantized storage': tensor(storage('QInt8Storage')),
+        'complex': tensor(storage('ComplexFloatStorage', numel=2),
+                          size=(1, ), stride=(1, )),
+        'set state of a tensor': tensor() + dict_(data=P.NONE) + P.BUILD,
+        'persistent id': text('0') + P.BINPERSID,
+        'persistent text': P.PERSID + b'0\n',
+        'nested tuples as a key': P.EMPTY_DICT + nested(50000, P.TUPLE1) +
+        P.NONE + P.SETITEM,
+        'nested tuples': nested(50000, P.TUPLE1),
+        'nested lists': P.EMPTY_LIST + (P.EMPTY_LIST * 99999) +
+        P.APPEND * 99999,
+        'list in itself': P.EMPTY_LIST + P.BINPUT + b'\1' + P.BINGET +
+        b'\1' + P.APPEND,
+        'laughs': P.MARK + text('ha') + P.LIST + b''.join(
+            P.BINPUT + bytes([i]) + P.POP + P.MARK +
+            (P.BINGET + bytes([i])) * 10 + P.LIST for i in range(1, 40)),
+        'memo index': P.NONE + P.LONG_BINPUT + b'\xff\xff\xff\xff' + P.POP +
+        P.BYTEARRAY8 + struct.pack('<Q', 1 << 60),
+        'bytearray bomb': P.BYTEARRAY8 + struct.pack('<Q', 1 << 40),
+        'text bomb': P.BINUNICODE8 + struct.pack('<Q', 1 << 60),
+        'bytes bomb': P.BINBYTES8 + struct.pack('<Q', 1 << 40),
+        'long integer': P.LONG4 + struct.pack('<i', 1 << 16) +
+        b'\x7f' * (1 << 16),
+        'negative length': P.LONG4 + struct.pack('<i', -5),
+        'extension': P.EXT1 + b'\1',
+        'buffer': P.NEXT_BUFFER,
+        'frozenset': P.MARK + P.FROZENSET,
+        'list as a key': P.EMPTY_DICT + P.EMPTY_LIST + P.NONE + P.SETITEM,
+        'items of no dict': P.EMPTY_LIST + P.NONE + P.NONE + P.SETITEM,
+        'append to no list': P.EMPTY_TUPLE + P.NONE + P.APPEND,
+        'too many pops': P.POP * 20,
+        'no mark': P.POP_MARK,
+        'memo of nothing': P.BINGET + b'\7',
+        'function as a value': name('torch._utils', '_rebuild_tensor_v2'),
+        'namespace elsewhere': name('argparse', 'Namespace') +
+        P.EMPTY_TUPLE + P.NEWOBJ,
+        'sparse': call('torch._utils', '_rebuild_sparse_tensor', P.NONE,
+                       P.EMPTY_TUPLE),
+        'meta tensor': call('torch._utils',
+                            '_rebuild_meta_tensor_no_storage', P.NONE),
+        'quantized': call('torch._utils', '_rebuild_qtensor', storage()),
+        'wrapper': call('torch._utils', '_rebuild_wrapper_subclass', P.NONE),
+        'torch.load': call('torch.serialization', 'load', text('x')),
+        **payloads(canary),
+    }
+    return {key: checkpoint(value) for key, value in found.items()}
+
+
+def broken_files() -> dict[str, bytes]:
+    """Files by name that are wrong as archives, not as pickles."""
+    good = checkpoint(P.NONE)
+
+    def zipped(pickled=good, records=None, compression=0) -> bytes:
+        buffer = io.BytesIO()
+        write(buffer, pickled, records, compression)
+        return buffer.getvalue()
+
+    def legacy(keys: list, numel: int, size: int) -> bytes:
+        header = (0x1950a86a20f9469cfc6c, 1001, dict(little_endian=True))
+        return b''.join(pickle.dumps(part, 2) for part in header) + (
+            good + pickle.dumps(keys, 2) + struct.pack('<q', numel) +
+            bytes(size))
+
+    whole = zipped()
+    central = whole.index(b'PK\1\2')
+    # Every record of the directory has a size of 4 GB.
+    huge = bytearray(whole)
+    at = central
+    while (at := huge.find(b'PK\1\2', at)) >= 0:
+        huge[at + 20:at + 28] = b'\xfe\xff\xff\xff' * 2
+        at += 4
+    damaged = bytearray(whole)
+    damaged[whole.index(b'weight')] ^= 1
+    return {
+        'nothing': b'',
+        'text': b'hello',
+        'cut': whole[:len(whole) // 2],
+        'no directory': whole[:central],
+        'directory alone': whole[central:],
+        'sizes': bytes(huge),
+        'checksum': bytes(damaged),
+        'compressed': zipped(records={'data/0': bytes(1 << 22)},
+                             compression=zipfile.ZIP_DEFLATED),
+        'no record': zipped(records={'data/7': bytes(16)}),
+        'short record': zipped(records={'data/0': bytes(15)}),
+        'big-endian': whole.replace(b'little', b'bigend'),
+        'two pickles': zipped(records={'data/0': bytes(16),
+                                       '../b/data.pkl': good}),
+        'no pickle': zipped(b''),
+        'two values': zipped(P.NONE + good),
+        'no stop': zipped(good[:-1]),
+        'legacy, other keys': legacy(['1'], 4, 16),
+        'legacy, no keys': legacy([], 4, 16),
+        'legacy, same keys': legacy(['0', '0'], 4, 16),
+        'legacy, too long': legacy(['0'], 1 << 40, 16),
+        'legacy, too short': legacy(['0'], 4, 15),
+        'legacy, list keys': legacy([['0']], 4, 16),
+        'bare pickle': pickle.dumps(dict(state_dict={}), 2),
+        'bare pickle 5': pickle.dumps(dict(state_dict={}), 5),
+    }
+
+
+def bad_contents() -> dict[str, dict]:
+    """Checkpoints by name whose values are not those of a network."""
+    norm = torch.nn.BatchNorm1d(2).state_dict()
+    nan, inf = float('nan'), float('inf')
+    return {
+        'nothing': {},
+        'empty': dict(state_dict={}),
+        'list': dict(state_dict=[torch.ones(1)]),
+        'no tensors': dict(state_dict=dict(weight=1)),
+        'array': dict(state_dict=dict(weight=np.ones(2))),
+        'number': dict(state_dict=dict(weight=np.float64(2))),
+        'text': dict(state_dict=dict(weight='1')),
+        'nested': dict(state_dict=dict(weight=dict(weight=torch.ones(1)))),
+        'not a number': dict(state_dict=dict(weight=torch.tensor([1, nan]))),
+        'infinite': dict(state_dict=dict(weight=torch.tensor([1, inf]))),
+        'mean': dict(state_dict={**norm, 'running_mean': torch.ones(2) * nan}),
+        'variance': dict(state_dict={**norm, 'running_var': -torch.ones(2)}),
+        'counter': dict(state_dict={
+            **norm, 'num_batches_tracked': torch.ones(2, dtype=torch.int64)}),
+        'counter of floats': dict(state_dict={
+            **norm, 'num_batches_tracked': torch.tensor(1.5)}),
+        **{f'lambda {lam}': dict(
+            state_dict={**norm, 'act.lam': torch.tensor(lam)})
+           for lam in (nan, -1.0, 2.0, [1.0, 1.0])},
+        'average': dict(state_dict=norm,
+                        ema_state_dict=dict(weight=torch.ones(2) * nan)),
+        'meta': dict(state_dict=norm, meta=[1]),
+        'tensor in meta': dict(state_dict=norm, meta=dict(a=torch.ones(1))),
+        'history in meta': dict(state_dict=norm, meta=Namespace()),
+        'namespace': dict(state_dict=norm, args=Namespace(model='x')),
+    }  # yapf: disable
+
+
+# ---------------------------------------------------------------- mutating
+
+
+def originals() -> list[bytes]:
+    """Pickles of right checkpoints, to be mutated."""
+    from mmengine.logging import HistoryBuffer
+    state_dict = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 2, 1), torch.nn.BatchNorm2d(2)).state_dict()
+    ours = dict(
+        meta=dict(epoch=1, iter=4, dataset_meta=dict(classes=('a', 'b'))),
+        state_dict=state_dict,
+        message_hub=dict(
+            log_scalars=OrderedDict(loss=HistoryBuffer([1., 2.], [1, 1])),
+            runtime_info=OrderedDict(score=np.float64(0.5), ids=np.arange(3)),
+            resumed_keys=OrderedDict(loss=True)),
+        optimizer=dict(state={0: dict(step=torch.tensor(1.))},
+                       param_groups=[dict(betas=(0.9, 0.99), params=[0])]),
+        param_schedulers=[dict(milestones=Counter([1, 2]))])
+    official = dict(model=state_dict, args=Namespace(model='vanillanet_5'))
+    return [_pickle_of(ours), _pickle_of(official)]
+
+
+def _pickle_of(content: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return archive.read('archive/data.pkl')
+
+
+NAMES = [
+    ('os', 'system'), ('builtins', 'eval'), ('builtins', 'getattr'),
+    ('numpy', 'ndarray'), ('numpy', 'dtype'), ('argparse', 'Namespace'),
+    ('collections', 'OrderedDict'), ('collections', 'defaultdict'),
+    ('collections', 'Counter'), ('torch', 'Size'), ('torch', 'LongStorage'),
+    ('torch', 'QInt8Storage'), ('torch._utils', '_rebuild_tensor'),
+    ('torch._utils', '_rebuild_tensor_v2'), ('_codecs', 'encode'),
+    ('torch._utils', '_rebuild_parameter'), ('builtins', 'dict'),
+    ('numpy.core.multiarray', 'scalar'),
+    ('numpy.core.multiarray', '_reconstruct'),
+    ('mmengine.config.config', 'ConfigDict'),
+    ('mmengine.logging.history_buffer', 'HistoryBuffer'),
+]
+NUMBERS = [0, 1, 2, 3, 5, 255, 65536, 2**31 - 1, 2**40, 2**63, -1, -2**40]
+
+
+def mutate(pickled: bytes, rng: random.Random, canary: Path) -> bytes:
+    """Change one to three opcodes of a pickle."""
+    starts = [pos for _, _, pos in pickletools.genops(pickled)]
+    ops = [pickled[a:b] for a, b in zip(starts, starts[1:] + [None])]
+    simple = [
+        op.code.encode('latin1') for op in pickletools.opcodes
+        if op.arg is None
+    ]
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(ops))
+        kind = rng.randrange(9)
+        if kind == 0:
+            del ops[at]
+        elif kind == 1:
+            ops.insert(at, ops[rng.randrange(len(ops))])
+        elif kind == 2:
+            other = rng.randrange(len(ops))
+            ops[at], ops[other] = ops[other], ops[at]
+        elif kind == 3:
+            ops.insert(at, rng.choice(simple))
+        elif kind == 4:
+            ops[at] = rng.choice(simple)
+        elif kind == 5:
+            ops.insert(at, rng.choice(list(payloads(canary).values())))
+        elif kind == 6:
+            ops[at] = bytes([rng.randrange(256)]) + ops[at][1:]
+        else:  # a name for a name, a number for a number
+            wanted = P.GLOBAL if kind == 7 else b'KMJG'
+            same = [i for i, op in enumerate(ops) if op[:1] in
+                    [bytes([c]) for c in wanted]]
+            new = name(*rng.choice(NAMES)) if kind == 7 else integer(
+                rng.choice(NUMBERS))
+            if same:
+                ops[rng.choice(same)] = new
+    return b''.join(ops)
+
+
+def files(canary: Path, count: int) -> Iterator[tuple[str, bytes]]:
+    """All of the above as files, and mutations up to ``count`` in all."""
+    yield from broken_files().items()
+    for title, content in bad_contents().items():
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        yield title, buffer.getvalue()
+    pickles = dict(tricks(canary))
+    rng = random.Random(0)
+    sources = originals()
+    done = len(broken_files()) + len(bad_contents()) + len(pickles)
+    for i in range(count - done):
+        pickles[f'mutation {i}'] = mutate(sources[i % 4 == 3], rng, canary)
+    records = {f'data/{i}': bytes(16) for i in range(8)}
+    for title, pickled in pickles.items():
+        buffer = io.BytesIO()
+        write(buffer, pickled, records)
+        yield title, buffer.getvalue()
+
+
+# ------------------------------------------------------------ reading them
+
+
+def problem_of(content, depth=0) -> str | None:
+    """What is wrong with what was read, of all that may come out."""
+    if depth > 100:
+        return 'too deep'
+    if isinstance(content, torch.Tensor):
+        held = content.untyped_storage().nbytes()
+        last = content.storage_offset() + sum(
+            (n - 1) * step for n, step in zip(content.shape, content.stride()))
+        if content.numel() and (last + 1) * content.element_size() > held:
+            return 'a tensor beyond its storage'
+        return None if type(content) is torch.Tensor else 'a subclass'
+    if isinstance(content, np.ndarray):
+        return None if content.dtype.kind in 'biuf' else 'an array of objects'
+    if type(content).__name__ == 'HistoryBuffer':
+        logs, counts = content.data
+        return problem_of(logs) or (
+            None if logs.shape == counts.shape else 'a history')
+    if isinstance(content, (dict, Namespace)):
+        items = content if isinstance(content, dict) else vars(content)
+        keys = [k for k in items if type(k) not in (str, int)]
+        content = [*keys, *items.values()]
+    elif isinstance(content, (str, bytes, int, float, np.number, np.bool_,
+                              type(None))):
+        return None
+    elif not isinstance(content, (list, tuple)):
+        return f'a {type(content)}'
+    return next(filter(None, (problem_of(c, depth + 1) for c in content)),
+                None)
+
+
+def read_all(folder: Path, first: int, last: int, count: int) -> dict:
+    """Read a part of the files; how many were refused and accepted."""
+    from mmvanilla.checkpoints import load_checkpoint, read_checkpoint
+    from mmvanilla.utils.errors import UserError
+    path = folder / f'{first}.pth'
+    result = dict(refused=[], accepted=[], wrong={})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for i, (title, content) in enumerate(files(folder / 'canary', count)):
+        if not first <= i < last:
+            continue
+        path.write_bytes(content)
+        (folder / f'{first}.now').write_text(title)
+        accepted = False
+        for read in (read_checkpoint, load_checkpoint):
+            try:
+                found = read(path)
+                accepted = read is load_checkpoint
+                problem = problem_of(found)
+            except UserError as e:
+                problem = 'lines' if '\n' in str(e) else None
+            except Exception as e:
+                problem = f'{type(e).__name__}: {e}'
+            if problem:
+                result['wrong'][title] = problem
+        result['accepted' if accepted else 'refused'].append(title)
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return dict(result, more_kilobytes=now - peak)
+
+
+if __name__ == '__main__':
+    warnings.simplefilter('ignore')
+    folder, first, last, count = sys.argv[1:]
+    print(json.dumps(read_all(Path(folder), int(first), int(last),
+                              int(count))))

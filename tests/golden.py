@@ -64,6 +64,35 @@ def relative_l2(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+def same(a: dict, b: dict) -> bool:
+    """Whether two state dicts are bit-identical, the order included."""
+    return list(a) == list(b) and all(
+        a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def one_sentence(error) -> str:
+    """Text of a UserError that pytest caught, which must be one line."""
+    text = str(error.value)
+    assert '\n' not in text and len(text) < 600
+    return text
+
+
+# Widths in units of 128, as in the paper's table and the authors' release.
+WIDTHS = {
+    '5': [4, 8, 16, 32],
+    '6': [4, 8, 16, 32, 32],
+    '7': [4, 4, 8, 16, 32, 32],
+    '8': [4, 4, 8, 16, 16, 32, 32],
+    '9': [4, 4, 8, 16, 16, 16, 32, 32],
+    '10': [4, 4, 8] + [16] * 4 + [32, 32],
+    '11': [4, 4, 8] + [16] * 5 + [32, 32],
+    '12': [4, 4, 8] + [16] * 6 + [32, 32],
+    '13': [4, 4, 8] + [16] * 7 + [32, 32],
+    '13-x1.5': [6, 6, 12] + [24] * 7 + [48, 48],
+    '13-x1.5-ada': [6, 6, 12] + [24] * 7 + [48, 48],
+}
+
+
 def random_authors_weights(dims: list,
                            act_num: int = 3,
                            num_classes: int = 1000,

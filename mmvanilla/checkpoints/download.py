@@ -61,7 +61,8 @@ def _fetch(url: str, path: Path) -> None:
         done = 0
         with path.open('wb') as file, Progress(
                 console=Console(stderr=True)) as bar:
-            task = bar.add_task(f'Downloading {url}', total=size or None)
+            task = bar.add_task(
+                f'Downloading {url.rpartition("/")[2]}', total=size or None)
             while block := response.read(1 << 20):
                 done += file.write(block)
                 bar.update(task, completed=done)

@@ -5,6 +5,7 @@ from pathlib import Path
 from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import (
+    _get_mmengine_home,
     get_deprecated_model_names,
     get_external_models,
     get_mmcls_models,
@@ -57,9 +58,10 @@ def load_checkpoint(name: str | Path) -> dict:
         try:
             with get_local_path(name) as path:
                 content = read_checkpoint(path)
-        except (ValueError, ImportError) as e:
-            raise UserError(f'cannot load {name} ({e}): download the file and '
-                            'give its path') from e
+        except (KeyError, ValueError, ImportError) as e:
+            raise UserError(f'cannot load {name}: mmengine has no backend for '
+                            'it here; download the file and give its path'
+                            ) from e
     elif name.startswith(SCHEME):
         content = read_official(name)
     else:
@@ -104,7 +106,7 @@ def local_path(name: str | Path) -> Path:
             raise UserError(f'{name} is not known to mmengine')
         name = models[model]
         if '://' not in name:
-            return Path(name)
+            return Path(_get_mmengine_home()) / name
     if not name.startswith(('http://', 'https://')):
         return Path(name)
     return download(name, cache_path(name))

@@ -1,8 +1,12 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """What a user fed us and what is wanted instead, in one sentence."""
+import errno
 import functools
 import sys
 from collections.abc import Callable
+
+# The disk is full, over its quota, read-only, or the file is too large.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -10,14 +14,23 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main: Callable) -> Callable:
-    """Make a tool print a :class:`UserError` as one line and exit with 1."""
+    """Make a tool print a :class:`UserError` as one line and exit with 1.
+
+    The same for a file that cannot be read or written.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
         except UserError as e:
-            print(f'error: {e}', file=sys.stderr)
-            sys.exit(1)
+            message = str(e)
+        except OSError as e:
+            if e.filename is None and e.errno not in DISK_ERRORS:
+                raise
+            message = ': '.join(str(part) for part in (
+                e.filename, e.strerror) if part)
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(1)
 
     return wrapped

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserError
+from .errors import DISK_ERRORS, UserError
 
 # Every file that a tool writes holds this text: a comment, an entry of its
 # meta or its metadata. A file without it is not replaced unasked.
@@ -123,9 +123,13 @@ def replace_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
 
     A kill never leaves a new one beside an old one: first all but the first
     are removed, then the first is replaced, then the others appear.
+
+    Raises:
+        UserError: If the disk is full or cannot be written to.
     """
     paths = [Path(path) for path in paths]
-    with _temporary_folder(paths[0].parent) as folder:
+    with _disk_errors(paths[0]), _temporary_folder(
+            paths[0].parent) as folder:
         temporary = [folder / path.name for path in paths]
         yield temporary
         for written in temporary:
@@ -140,6 +144,24 @@ def replace_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
             _fsync(paths[0].parent)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in DISK_ERRORS:
+            raise
+        raise UserError(f'cannot write {path}: {e.strerror}') from e
+    except RuntimeError as e:
+        # What torch.save raises when its writer gets an OSError.
+        if 'PytorchStreamWriter' not in str(e) and 'inline_container' not in (
+                str(e)):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(f'cannot write {path}: the disk has {free / 1e6:.0f} '
+                        'MB left, or cannot be written to') from e
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import hashlib
+import multiprocessing
 import os
+import resource
 import signal
-import subprocess
-import sys
 import threading
+import time
 
 import pytest
+import torch
 
 from mmvanilla.utils import files
 from mmvanilla.utils.errors import UserError
@@ -69,31 +71,29 @@ def test_files_together_are_never_mixed(tmp_path, monkeypatch):
     assert not any({'old', 'new'} <= set(state) for state in seen)
 
 
-SLEEPER = '''
-import sys, time
-from mmvanilla.utils.files import replace_atomically
-with replace_atomically(sys.argv[1]) as temporary:
-    temporary.write_text('half')
-    print('writing', flush=True)
-    time.sleep(60)
-'''
+def write_and_wait(target, writing):
+    with replace_atomically(target) as temporary:
+        temporary.write_text('half')
+        writing.set()
+        time.sleep(60)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_killed(tmp_path, number):
     target = tmp_path / 'out.txt'
     target.write_text('old')
-    process = subprocess.Popen([sys.executable, '-c', SLEEPER, target],
-                               stdout=subprocess.PIPE,
-                               text=True)
-    assert any(line == 'writing\n' for line in process.stdout)
+    fork = multiprocessing.get_context('fork')
+    writing = fork.Event()
+    process = fork.Process(target=write_and_wait, args=(target, writing))
+    process.start()
+    assert writing.wait(60)
     # Another run leaves the files of one that lives alone.
     with replace_atomically(tmp_path / 'other.txt') as temporary:
         temporary.write_text('other')
     assert len(list(tmp_path.glob('.mmvanilla-*/out.txt'))) == 1
-    process.send_signal(number)
-    process.wait()
-    process.stdout.close()
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode != 0
     left = list(tmp_path.glob('.mmvanilla-*'))
     assert len(left) == (number == signal.SIGKILL)
     assert target.read_text() == 'old'
@@ -184,3 +184,25 @@ def test_sha256(tmp_path):
     path = tmp_path / 'file'
     path.write_bytes(bytes(range(256)) * 8192)  # more than one block
     assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def small_disk():
+    """No file gets larger than 100 kB, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('write', [
+    lambda path: path.write_bytes(bytes(1_000_000)),
+    lambda path: torch.save(torch.zeros(1_000_000), path)])
+def test_disk_is_full(tmp_path, small_disk, write):
+    target = tmp_path / 'out.pth'
+    target.write_text('old')
+    with pytest.raises(UserError, match=r'^cannot write .*out\.pth: '):
+        with replace_atomically(target) as temporary:
+            write(temporary)
+    assert target.read_text() == 'old'
+    assert list(tmp_path.iterdir()) == [target]

@@ -143,20 +143,32 @@ def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:
         timeout=300)
 
 
-def refused(monkeypatch, capfd, *args, cwd) -> str:
-    """Run one of tools/ in this process and return its one line of error.
+def call_tool(monkeypatch, capfd, *args, cwd, code: int = 0) -> str:
+    """Run one of tools/ in this process and return what it printed.
 
     A process of its own takes seconds to import torch.
     """
+    global _runs
+    _runs += 1
     tool, *rest = map(str, args)
+    if code == 0:  # two runs of one second must not share a name
+        rest += ['--cfg-options', f'experiment_name=tool_{_runs}']
     monkeypatch.chdir(cwd)
     monkeypatch.setattr(sys, 'argv', [tool] + rest)
     capfd.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    if code:
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+        assert exit_.value.code == code
+    else:
         runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-    assert exit_.value.code == 1
-    err = capfd.readouterr().err
-    assert 'Traceback' not in err
-    errors = [x for x in err.splitlines() if x.startswith('error: ')]
-    assert len(errors) == 1, err
+    return ''.join(capfd.readouterr())
+
+
+def refused(monkeypatch, capfd, *args, cwd) -> str:
+    """Run one of tools/ in this process and return its one line of error."""
+    printed = call_tool(monkeypatch, capfd, *args, cwd=cwd, code=1)
+    assert 'Traceback' not in printed
+    errors = [x for x in printed.splitlines() if x.startswith('error: ')]
+    assert len(errors) == 1, printed
     return errors[0]

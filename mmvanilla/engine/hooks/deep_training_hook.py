@@ -68,7 +68,9 @@ class DeepTrainingHook(Hook):
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
         found = find_activations(model)
-        if not found:
+        # mmpretrain's vis_scheduler draws the learning rate of a config with
+        # a stand-in for the model.
+        if not found and runner.cfg.get('model'):
             raise UserError(
                 'DeepTrainingHook found no DeepTrainingActivation: the model '
                 'is in fine-tune or deploy form, or was built without deep '
@@ -87,8 +89,8 @@ class DeepTrainingHook(Hook):
         ]
         if not self.activations:
             runner.logger.warning(
-                'DeepTrainingHook does nothing: every pair of the model is '
-                'frozen and keeps its lambda.')
+                'DeepTrainingHook does nothing: the model has no pair, or '
+                'every pair is frozen and keeps its lambda.')
 
         self.by_epoch = hasattr(runner.train_loop, 'run_epoch')
         self.epoch_length = None

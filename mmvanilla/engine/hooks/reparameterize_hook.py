@@ -56,6 +56,11 @@ class ReparameterizeHook(Hook):
     @master_only
     def after_train(self, runner) -> None:
         """Merge, verify and write."""
+        if not runner.cfg.get('model'):
+            runner.logger.warning(
+                'ReparameterizeHook does nothing: the runner was not built '
+                'from a config, which the merged network is built from.')
+            return
         source = self._find_checkpoint(runner)
         lam = _lowest_lam(source)
         if lam < 1:

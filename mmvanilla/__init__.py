@@ -12,6 +12,7 @@ with quiet_imports():
         checkpoints,
         datasets,
         engine,
+        evaluation,
         layers,
         models,
         reparam,

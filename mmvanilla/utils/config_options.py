@@ -76,13 +76,15 @@ def apply_cfg_options(cfg: Config,
     Raises:
         UserError: If a key is not known; names the nearest one.
     """
-    if not allow_new_keys:
-        for key in options:
+    # What a node takes is known once its type is.
+    for key in sorted(options, key=lambda k: not k.endswith('type')):
+        if not allow_new_keys:
             _check(cfg, key)
-    try:
-        cfg.merge_from_dict(options)
-    except (AssertionError, IndexError, KeyError, TypeError) as e:
-        raise UserError(f'cannot apply --cfg-options {options}: {e}') from e
+        try:
+            cfg.merge_from_dict({key: options[key]})
+        except (AssertionError, IndexError, KeyError, TypeError) as e:
+            raise UserError(
+                f'cannot apply --cfg-options {key}: {e}') from e
 
 
 def _check(cfg: Config, key: str) -> None:

@@ -7,10 +7,7 @@ channels and input size are written into the file's metadata.
 """
 import argparse
 
-import mmvanilla  # isort: skip # noqa: F401, to check what is installed
-from mmengine.config import DictAction
-
-from mmvanilla.engine.options import add_data_options
+from mmvanilla.engine.options import CfgOptions, add_data_options
 from mmvanilla.engine.own_images import use_image_folder
 from mmvanilla.export import export
 from mmvanilla.export.backends import BACKENDS, PRECISIONS
@@ -81,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         metavar='KEY=VALUE',
         help='override the config, as in val_dataloader.batch_size=1')
     return parser.parse_args()

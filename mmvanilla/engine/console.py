@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..layers.forms import find_activations
+from ..layers import SeriesActivation
+from ..layers.forms import find_activations, find_layers
 from ..utils.errors import UserError
 from ..utils.terminal import some
 from .plot import plot_curves
@@ -167,11 +168,10 @@ def form_of(model: torch.nn.Module) -> str | None:
     """'train', 'fine-tune' or 'deploy'; None for other networks than ours."""
     if find_activations(model):
         return 'train'
-    ours = [m for m in model.modules()
-            if hasattr(m, 'switch_to_deploy') and hasattr(m, 'deploy')]
-    if not ours:
-        return None
-    return 'deploy' if all(m.deploy for m in ours) else 'fine-tune'
+    if find_layers(model):
+        return 'fine-tune'
+    ours = any(isinstance(m, SeriesActivation) for m in model.modules())
+    return 'deploy' if ours else None
 
 
 def _header(runner: Runner) -> dict[str, str]:
@@ -181,9 +181,9 @@ def _header(runner: Runner) -> dict[str, str]:
     backbone = getattr(model, 'backbone', None)
     name = type(model).__name__
     if backbone is not None:
-        arch = getattr(backbone, 'arch_name', None)
+        arch = runner.cfg.model.get('backbone', {}).get('arch')
         name += f' with {type(backbone).__name__}' + (
-            f'-{arch}' if arch else '')
+            f'-{arch}' if isinstance(arch, str | int) else '')
     form = form_of(model)
     rows = {'model': f'{name}, {parameters:.2f} M parameters'}
     if form:

@@ -198,6 +198,8 @@ class VanillaNet(BaseBackbone):
         self._freeze_stages()
 
     def _parse_arch(self, arch) -> tuple[list[int], list[int], list | None]:
+        if isinstance(arch, int):
+            arch = str(arch)  # as --cfg-options reads it
         if isinstance(arch, str):
             if arch not in self.arch_settings:
                 raise ValueError(

@@ -198,10 +198,10 @@ def _class_names(cfg: Config, classes: list[str] | None) -> list[str]:
 def _detector(cfg: Config, checkpoint: str, deploy: bool,
               top: int) -> tuple[list[str], Callable]:
     from mmdet.apis import DetInferencer
+    # The inferencer takes what fits, and only logs what does not.
+    load_weights(build_model(cfg), checkpoint)
     inferencer = DetInferencer(
         cfg, checkpoint, get_device(), show_progress=False)
-    # The inferencer takes what fits, and only logs what does not.
-    load_weights(inferencer.model, checkpoint)
     if deploy:
         _merge(inferencer.model, checkpoint)
     classes = inferencer.model.dataset_meta['classes']
@@ -227,12 +227,11 @@ def _detector(cfg: Config, checkpoint: str, deploy: bool,
 def _segmentor(cfg: Config, checkpoint: str, deploy: bool,
                top: int) -> tuple[list[str], Callable]:
     from mmseg.apis import MMSegInferencer
-    trained = load_checkpoint(checkpoint).get('meta', {}).get(
-        'dataset_meta') or {}
+    meta = load_weights(build_model(cfg), checkpoint)
+    trained = meta.get('dataset_meta') or {}
     inferencer = MMSegInferencer(
         cfg, checkpoint, trained.get('classes'), trained.get('palette'),
         device=get_device(), show_progress=False)
-    load_weights(inferencer.model, checkpoint)
     if deploy:
         _merge(inferencer.model, checkpoint)
     classes = inferencer.visualizer.dataset_meta['classes']

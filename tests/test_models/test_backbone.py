@@ -156,3 +156,10 @@ def test_readme_table_of_out_indices():
             assert strides == 'fixed sizes'
         else:
             assert [224 // out.shape[2] for out in outs] == numbers(strides)
+
+
+def test_arch_as_a_number():
+    """``--cfg-options model.backbone.arch=6`` gives a number."""
+    assert VanillaNet(5).num_stages == 3
+    with pytest.raises(ValueError, match=r'one of 5, 6, .*, 13-x1\.5.*"14"'):
+        VanillaNet(14)

@@ -88,10 +88,13 @@ def test_the_copy_in_the_work_dir_runs_again(trained, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     log = run_here(
         monkeypatch, capfd, 'tools/train.py', 'work_dirs/narrow/narrow.py',
-        '--work-dir', 'again', '--cfg-options', 'train_cfg.max_epochs=1',
+        '--work-dir', 'again', '--log', 'full', '--cfg-options',
+        'train_cfg.max_epochs=1',
         'custom_hooks=[]', 'param_scheduler=None')
     assert 'classes   4: checks, dots, rings, stripes' in log
     assert re.search(r'data +129 for training, 31 for validation', log)
+    for text in ('System environment:', 'Config:', 'paramwise_options'):
+        assert text in log
 
 
 def test_other_tools_take_the_folder(trained, monkeypatch, capfd):

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-from .deep_training import DeepTrainingActivation, DeepTrainingConv2d
+from .deep_training import DeepTrainingConv2d
+from .deep_training_activation import DeepTrainingActivation
 from .forms import (
     find_activations,
     find_layers,

@@ -2,7 +2,8 @@
 """Conversion between the three forms, the same for every model."""
 from torch import nn
 
-from .deep_training import DeepTrainingActivation, DeepTrainingConv2d
+from .deep_training import DeepTrainingConv2d
+from .deep_training_activation import DeepTrainingActivation
 from .series_activation import SeriesActivation
 
 

@@ -14,6 +14,7 @@ from mmpretrain.models.backbones import (
     RepVGG,
     ResNet,
 )
+from mmpretrain.models.backbones.resnet import Bottleneck
 from mmpretrain.registry import MODELS
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
@@ -25,7 +26,6 @@ from mmvanilla.layers import (
     switch_to_deploy,
 )
 from mmvanilla.reparam import add_deep_training
-from mmvanilla.reparam.retrofit import SeriesActivationList
 
 BRICKS = dict(
     conv_cfg=dict(type='DeepTrainingConv2d'),
@@ -265,7 +265,7 @@ def test_what_cannot_merge_is_named():
     assert done.convs == ['conv'] and done.acts == ['good']
     for name, why in {
             'up': 'ConvTranspose2d', 'ws': 'Standardized', 'normed': 'hooks',
-            'linear': 'is a Linear, not an activation',
+            'linear': 'is a Linear, not a convolution',
             'last': 'comes from a Linear', 'flat': 'has 2 dimensions',
             'halves': 'changes the shape', 'unused': 'is not called'}.items():
         assert why in done.skipped[name]
@@ -350,12 +350,12 @@ def test_a_second_time_finds_nothing():
 
 def test_each_call_of_a_bottleneck_has_its_series():
     network = changed(ResNet(50, base_channels=8, stem_channels=8))
-    acts = network.layer2[0].relu
-    assert isinstance(acts, SeriesActivationList)
+    block = network.layer2[0].eval()
+    assert isinstance(block, Bottleneck)
+    acts = [block.relu_1, block.relu_2, block.relu_3]
     assert [act.num_channels for act in acts] == [16, 16, 64]
 
     # By hand, with the block's other parts: which series takes which call.
-    block = network.layer2[0].eval()
     for i, act in enumerate(acts):
         nn.init.constant_(act.norm.bias, i + 1.0)
     x = torch.randn(2, 32, 8, 8)
@@ -363,32 +363,6 @@ def test_each_call_of_a_bottleneck_has_its_series():
     out = acts[1](block.norm2(block.conv2(out)))
     out = block.norm3(block.conv3(out)) + block.downsample(x)
     torch.testing.assert_close(block(x), acts[2](out))
-
-
-def test_series_of_a_copy_are_its_own():
-    block = changed(ResNet(50, base_channels=8, stem_channels=8)).layer1[0]
-    block.eval()
-    other = copy.deepcopy(block)
-    for act in other.relu:
-        nn.init.zeros_(act.conv.weight)
-    x = torch.randn(2, 8, 8, 8)
-    before = block(x)
-    assert relative_l2(other(x), before) > 0.1
-    assert torch.equal(block(x), before)
-
-
-def test_calls_start_over_after_one_that_broke_off():
-    network = changed(ResNet(50, base_channels=8, stem_channels=8))
-    network.eval()
-    x = torch.randn(1, *SHAPE)
-    expected = features(network, x)
-    block = network.layer1[0]
-    second = block.conv2
-    block.conv2 = nn.Conv2d(5, 5, 1)
-    with pytest.raises(RuntimeError):
-        network(x)
-    block.conv2 = second
-    assert torch.equal(features(network, x), expected)
 
 
 def test_gradients_are_the_same_with_checkpointing():
@@ -404,7 +378,7 @@ def test_gradients_are_the_same_with_checkpointing():
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_calls_are_counted_where_the_network_is_captured():
+def test_the_network_can_be_captured():
     network = changed(ResNet(50, base_channels=8, stem_channels=8))
     network.eval()
     x = torch.randn(1, *SHAPE)
@@ -442,3 +416,46 @@ def test_what_is_shared():
     assert network.second[1].num_channels == 6
     assert isinstance(network.head[1], SeriesActivation)
     assert count(network, SeriesActivation) == 3
+
+
+class Tied(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.second = nn.Conv2d(3, 3, 1)
+        self.second.weight = self.first.weight
+        self.third = nn.Conv2d(3, 3, 1)
+        self.act = nn.Tanh()
+
+    def forward(self, x):
+        return self.act(self.third(self.second(self.first(x))))
+
+
+def test_shared_parameters_stay_shared():
+    network = Tied()
+    done = add_deep_training(network, input_shape=SHAPE)
+    assert done.convs == ['third'] and done.acts == ['act']
+    assert done.skipped == {
+        'first': 'shares a parameter with "second"',
+        'second': 'shares a parameter with "first"'
+    }
+    assert network.first.weight is network.second.weight
+
+
+def test_a_network_that_breaks_is_put_back():
+    """EdgeNeXt reads the weight of its first convolution."""
+    network = MODELS.build(dict(type='EdgeNeXt', arch='xxsmall'))
+    network.eval()
+    before = str(network)
+    modules = list(network.modules())
+    x = torch.randn(1, *SHAPE)
+    expected = features(network, x)
+    with pytest.raises(
+            ValueError,
+            match=r'is as it was: "[\w.]+", a \w+: AttributeError: '
+            r".*no attribute 'weight'; choose without"):
+        changed(network)
+    assert str(network) == before
+    assert all(a is b for a, b in zip(modules, network.modules(), strict=True))
+    assert torch.equal(features(network, x), expected)

@@ -28,8 +28,11 @@ def build_batch_norm(norm_cfg: dict | None,
 def fold_batch_norm(weight: Tensor, bias: Tensor | None,
                     norm: _BatchNorm | None
                     ) -> tuple[Tensor, Tensor | None]:
-    """Fold a batch norm module, or None, into a convolution's tensors."""
-    if norm is None:
+    """Fold a batch norm module, or None, into a convolution's tensors.
+
+    ``nn.Identity`` is what mmcv's ``fuse_conv_bn`` leaves of a folded one.
+    """
+    if norm is None or isinstance(norm, nn.Identity):
         return weight, bias
     return fold_norm(weight, bias, norm.running_mean, norm.running_var,
                      norm.eps, norm.weight, norm.bias)

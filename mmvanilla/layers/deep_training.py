@@ -104,9 +104,9 @@ class DeepTrainingConv2d(nn.Module):
                          or norm_cfg is not None, padding_mode)
         norm = build_batch_norm(norm_cfg, out_channels)
         post_norm = post_norm and norm is not None
-        self.norm1_eps = None if norm is None else norm.eps
+        self.eps = None if norm is None else norm.eps
         if deploy or not (deep_training or post_norm):
-            self._become(merged(), self.norm1_eps if post_norm else None)
+            self._become(merged(), self.eps if post_norm else None)
             return
 
         for name, value in vars(merged(device='meta')).items():
@@ -177,7 +177,7 @@ class DeepTrainingConv2d(nn.Module):
         weight, bias = fold_batch_norm(conv.weight, conv.bias, norm)
         self._become(
             self._convolution(weight, bias, conv.weight.requires_grad),
-            None if norm is None else norm.eps)
+            None if norm is None else self.eps)
 
     def _merge_pair(self) -> nn.Conv2d:
         if self.lam != 1:
@@ -210,7 +210,7 @@ class DeepTrainingConv2d(nn.Module):
         """
         merge = partial(
             merge_when_loading,
-            eps1=self.norm1_eps,
+            eps1=self.eps,
             eps2=norm2_eps,
             groups=conv.groups)
         hooks = {k: v for k, v in vars(self).items() if 'hook' in k}
@@ -222,8 +222,8 @@ class DeepTrainingConv2d(nn.Module):
         if not self.deep_training:
             refuse_later_form(state_dict, prefix, 'weight', 'deploy',
                               'fine-tune')
-            merge_deep_training(state_dict, prefix, self.norm1_eps,
-                                self.norm.eps, self.groups, fold_last=False)
+            merge_deep_training(state_dict, prefix, self.eps,
+                                self.eps, self.groups, fold_last=False)
         else:
             refuse_later_form(state_dict, prefix, 'conv.weight', 'fine-tune',
                               'train')

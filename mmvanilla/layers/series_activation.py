@@ -180,7 +180,8 @@ class SeriesActivation(nn.Module):
                 'SeriesActivation cannot be merged before its channels are '
                 'known: give num_channels, load a checkpoint, or run a batch')
         trainable = self.conv.weight.requires_grad
-        weight, bias = fold_batch_norm(self.conv.weight, None, self.norm)
+        weight, bias = fold_batch_norm(self.conv.weight, self.conv.bias,
+                                       self.norm)
         self.conv.weight = nn.Parameter(weight, trainable)
         self.conv.bias = nn.Parameter(bias, trainable)
         self.norm = None

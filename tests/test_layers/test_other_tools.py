@@ -24,7 +24,6 @@ from mmvanilla.layers import (
     switch_to_deploy,
 )
 from mmvanilla.models import VanillaNet
-from mmvanilla.reparam import add_deep_training
 
 CFGS = dict(
     conv_cfg=dict(type='DeepTrainingConv2d'),

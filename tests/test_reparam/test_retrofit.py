@@ -27,14 +27,14 @@ from mmvanilla.layers import (
 )
 from mmvanilla.reparam import add_deep_training
 
-BRICKS = dict(
+LAYERS = dict(
     conv_cfg=dict(type='DeepTrainingConv2d'),
     act_cfg=dict(type='SeriesActivation', act_num=1))
 SHAPE = (3, 64, 64)
 
 
 def changed(network: nn.Module, **kwargs) -> nn.Module:
-    kwargs = dict(input_shape=SHAPE, act_cfg=BRICKS['act_cfg'], **kwargs)
+    kwargs = dict(input_shape=SHAPE, act_cfg=LAYERS['act_cfg'], **kwargs)
     add_deep_training(network, **kwargs)
     return network
 
@@ -55,7 +55,7 @@ def plain_stack() -> nn.Module:
                          nn.Linear(64, 10))
 
 
-# How each network gets its bricks, and how many of each it must have.
+# How each network gets its layers, and how many of each it must have.
 NETWORKS = {
     'ResNet-18':
     (lambda **kw: changed(ResNet(18, base_channels=16, stem_channels=16),
@@ -82,7 +82,7 @@ NETWORKS = {
 
 
 def in_form(deploy: bool) -> dict:
-    return {k: dict(cfg, deploy=deploy) for k, cfg in BRICKS.items()}
+    return {k: dict(cfg, deploy=deploy) for k, cfg in LAYERS.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -117,10 +117,10 @@ def test_trains_merges_and_reloads(name):
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1)
         optimizer.step()
-    # Every parameter of every brick has a part in the network.
-    for brick in network.modules():
-        if isinstance(brick, (DeepTrainingConv2d, SeriesActivation)):
-            assert all(p.grad is not None for p in brick.parameters())
+    # Every parameter of every layer has a part in the network.
+    for layer in network.modules():
+        if isinstance(layer, (DeepTrainingConv2d, SeriesActivation)):
+            assert all(p.grad is not None for p in layer.parameters())
 
     network.eval()
     x = torch.randn(2, *SHAPE)
@@ -139,7 +139,7 @@ def test_trains_merges_and_reloads(name):
     lambda: ResNet(50, base_channels=8, stem_channels=8), AlexNet, plain_stack,
     lambda: timm.create_model('efficientnet_lite0')
 ])
-def test_answers_are_kept(build):
+def test_outputs_are_kept(build):
     network = build()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -153,7 +153,7 @@ def test_answers_are_kept(build):
         changed(network)
         assert relative_l2(features(network, x), expected) <= 1e-5
 
-        # The same weights again, into a network that has its bricks already.
+        # The same weights again, into a network that has its layers already.
         fresh = build()
         changed(fresh)
         fresh.eval()
@@ -172,7 +172,7 @@ def test_published_weights_by_config(tmp_path):
         type='ResNet', depth=18, base_channels=8, stem_channels=8,
         init_cfg=init_cfg)
     networks = [
-        MODELS.build(dict(cfg, conv_cfg=BRICKS['conv_cfg'])),
+        MODELS.build(dict(cfg, conv_cfg=LAYERS['conv_cfg'])),
         MODELS.build(dict(type='WithDeepTraining', model=cfg))
     ]
     x = torch.randn(1, *SHAPE)
@@ -291,11 +291,11 @@ def test_selection(convs, acts, expected):
     network = AlexNet()
     done = add_deep_training(network, convs, acts, input_shape=SHAPE)
     assert done.convs + done.acts == expected
-    bricks = [
+    found = [
         name for name, module in network.named_modules()
         if isinstance(module, (DeepTrainingConv2d, SeriesActivation))
     ]
-    assert bricks == expected
+    assert found == expected
 
 
 @pytest.mark.parametrize('kwargs, message', [

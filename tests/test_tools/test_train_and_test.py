@@ -141,8 +141,7 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
         (['test.py', config, done, '--cfg-options',
           'model.backbone.act_num=2'],
          r'does not fit the config: backbone\.stem\.act\.conv\.weight has '
-         r'shape '
-         r'\(4, 1, 7, 7\) for \(4, 1, 5, 5\)'),
+         r'shape \(4, 1, 7, 7\) for \(4, 1, 5, 5\)'),
         (['test.py', config, done, '--out', 'x.txt'], r'must end in \.pkl'),
         (['test.py', config, done, '--out-item', 'pred'], 'needs --out'),
         (['test.py', config, done, '--compile'], '--compile needs --deploy'),

@@ -11,12 +11,12 @@ CONFIG = f'''
 _base_ = '{DIGITS}'
 model = dict(
     backbone=dict(
-        arch=dict(dims=[4, 8, 8], strides=[2, 1], _delete_=True)),
-    head=dict(in_channels=8))
-train_dataloader = dict(dataset=dict(indices=64))
+        arch=dict(dims=[16, 32, 32], strides=[2, 1], _delete_=True)),
+    head=dict(in_channels=32))
+train_dataloader = dict(dataset=dict(indices=256))
 val_dataloader = dict(dataset=dict(indices=32))
 test_dataloader = val_dataloader
-train_cfg = dict(max_epochs=2)
+train_cfg = dict(max_epochs=3)
 custom_hooks = [
     dict(type='DeepTrainingHook', decay_epochs=1),
     dict(type='ReparameterizeHook', checkpoint='last')
@@ -28,7 +28,7 @@ def test_train_test_and_draw(tmp_path):
     (tmp_path / 'small.py').write_text(CONFIG)
     for tool, *args in (
         ('train.py', 'small.py', '--work-dir', 'work'),
-        ('test.py', 'small.py', 'work/epoch_2.pth', '--tta'),
+        ('test.py', 'small.py', 'work/epoch_3.pth', '--tta'),
         ('test.py', 'work/deploy.py', 'work/deploy.pth'),
         ('visualization/vis_scheduler.py', 'small.py', '--not-show',
          '--save-path', 'lr.png'),

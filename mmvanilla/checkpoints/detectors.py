@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from ..utils.registration import root
+from ..utils.requirements import require
 from .official import _some, describe_backbone
 
 CONFIGS = dict(
@@ -35,11 +36,8 @@ def detector_config(state_dict: dict[str, Tensor],
         raise UserError('this is neither a RetinaNet nor a Mask R-CNN: it '
                         f'holds {_some(heads)}')
     backbone = describe_backbone(state_dict)
-    try:
-        cfg = Config.fromfile(root() / 'configs' / 'detection' / CONFIGS[name])
-    except (ImportError, FileNotFoundError) as e:
-        raise UserError(f'the config of a {title} needs mmdet: pip install '
-                        "'mmvanilla[onedl-downstream]'") from e
+    require('mmdet')  # whose configs this one inherits from
+    cfg = Config.fromfile(root() / 'configs' / 'detection' / CONFIGS[name])
     model = cfg.model
     model.backbone.update({k: v for k, v in backbone.items() if k != 'type'})
     model.backbone.pop('init_cfg', None)

@@ -10,7 +10,7 @@ import argparse
 
 from mmvanilla.benchmark.measure import FORMS, benchmark
 from mmvanilla.utils.errors import exit_on_user_error
-from mmvanilla.utils.files import check_writable
+from mmvanilla.utils.files import check_output
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,7 +54,7 @@ def main() -> None:
     args = vars(parse_args())
     prefix = args.pop('out')
     if prefix:
-        check_writable(prefix + '.json')
+        check_output(prefix + '.json', force=True)
     result = benchmark(**args)
     print(result.table())
     if prefix:

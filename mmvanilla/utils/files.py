@@ -99,11 +99,6 @@ def check_output(path: str | Path,
         raise UserError(f'cannot write to {path}: {e.strerror}') from e
 
 
-def check_writable(path: str | Path) -> None:
-    """:func:`check_output` of a file that may be replaced."""
-    check_output(path, force=True)
-
-
 @contextmanager
 def replace_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` on success.

@@ -24,7 +24,7 @@ from mmengine.utils import ProgressBar, import_modules_from_strings
 from mmvanilla import __version__
 from mmvanilla.utils.building import read_config
 from mmvanilla.utils.errors import UserError
-from mmvanilla.utils.files import check_writable, replace_atomically
+from mmvanilla.utils.files import check_output, replace_atomically
 
 METRIC = 'accuracy/top1'
 # What of a config makes a run.
@@ -209,7 +209,7 @@ def _make(folder: Path) -> None:
     except OSError as e:
         raise UserError(f'cannot make the folder {folder}: {e.strerror}'
                         ) from e
-    check_writable(folder / 'seed-0.json')
+    check_output(folder / 'seed-0.json', force=True)
 
 
 def _slug(row: Row) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from grid import Ablation, Row
 
-from mmvanilla.utils.files import check_writable, replace_atomically
+from mmvanilla.utils.files import check_output, replace_atomically
 from mmvanilla.utils.tables import markdown_table
 
 
@@ -21,7 +21,7 @@ def write_report(ablation: Ablation, out: str | Path) -> list[Path]:
         Path(out) / f'{ablation.name}.{kind}' for kind in ('md', 'json', 'png')
     ]
     for path in paths:
-        check_writable(path)
+        check_output(path, force=True)
     table, data, image = paths
     with replace_atomically(table) as a, replace_atomically(
             data) as b, replace_atomically(image) as c:

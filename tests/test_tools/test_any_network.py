@@ -4,7 +4,15 @@ import pytest
 import torch
 from golden import relative_l2
 from mmengine.config import Config
-from tiny import assert_same_weights, read, refused, run_tool, tiny_cfg, train
+from tiny import (
+    NORM,
+    assert_same_weights,
+    read,
+    refused,
+    run_tool,
+    tiny_cfg,
+    train,
+)
 
 from mmvanilla.checkpoints import load_weights
 from mmvanilla.export import export
@@ -27,10 +35,11 @@ BACKBONES = {
     'conv_cfg and act_cfg': dict(
         type='MobileNetV2',
         widen_factor=0.1,
+        norm_cfg=NORM,
         conv_cfg=dict(type='DeepTrainingConv2d'),
         act_cfg=SERIES),
 }
-BRICKS = {
+LAYERS = {
     'WithDeepTraining': 17 + 17,
     'conv_cfg': 20,
     'conv_cfg and act_cfg': 52 + 35
@@ -55,7 +64,7 @@ def network_cfg(work_dir, name: str) -> Config:
 def test_from_training_to_what_ships(name, tmp_path):
     cfg = network_cfg(tmp_path / 'work', name)
     cfg.custom_hooks += [
-        dict(type='EMAHook', momentum=0.2, update_buffers=True),
+        dict(type='EMAHook', momentum=0.9, update_buffers=True),
         dict(type='ReparameterizeHook', checkpoint='last'),
     ]
     config = tmp_path / 'config.py'
@@ -67,13 +76,13 @@ def test_from_training_to_what_ships(name, tmp_path):
     x = torch.rand(2, 3 if 'act' in name else 1, 32, 32)
     with torch.no_grad():
         expected = source(x)
-    assert switch_to_deploy(source) == BRICKS[name]
+    assert switch_to_deploy(source) == LAYERS[name]
 
     # What the hook wrote builds by itself and gives the same answers, and the
     # tool writes the same.
     report = reparameterize(
         Config.fromfile(config), checkpoint, tmp_path / 'out.pth', samples=8)
-    assert report.layers == BRICKS[name]
+    assert report.layers == LAYERS[name]
     for config_path, path in ((tmp_path / 'work' / 'deploy.py',
                                tmp_path / 'work' / 'deploy.pth'),
                               (tmp_path / 'out.py', tmp_path / 'out.pth')):
@@ -122,7 +131,7 @@ def test_tools_in_a_shell(tmp_path):
     done = run_tool(
         'test.py', 'config.py', 'work/epoch_4.pth', '--deploy', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert 'Merged 87 bricks before testing' in done.stdout + done.stderr
+    assert 'Merged 87 layers before testing' in done.stdout + done.stderr
 
 
 def test_published_weights_are_not_wanted_again(tmp_path):

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Narrow networks in which each layer counts."""
+import copy
 import importlib.util
 
 import pytest
@@ -89,3 +90,20 @@ def negated(net):
 
 
 MUTATIONS = (one_weight, swapped_classes, one_bias, not_a_number, negated)
+
+
+def mutated(net, mutation):
+    """A copy of a network, mutated."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        mutation(net)
+    return net
+
+
+def samples(net, count=8, size=64):
+    """Inputs of a classifier, and the classes that it predicts."""
+    torch.manual_seed(1)
+    inputs = [torch.randn(1, 3, size, size) for _ in range(count)]
+    with torch.no_grad():
+        labels = [net(x)[0].argmax().item() for x in inputs]
+    return inputs, labels

@@ -8,9 +8,9 @@ in the same run.
 """
 import argparse
 
-from mmvanilla.benchmark.measure import FORMS, benchmark
+from mmvanilla.benchmark import benchmark
+from mmvanilla.benchmark.report import FORMS, check_outputs
 from mmvanilla.utils.errors import exit_on_user_error
-from mmvanilla.utils.files import check_output
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,10 +24,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--forms',
         nargs='+',
-        default=['plain', 'ours'],
+        default=['plain', 'eager'],
         metavar='FORM',
         help=f'of {", ".join(FORMS)}; with :bf16 or :int8 behind it where it '
-        'is not --dtype; defaults to plain ours')
+        'is not --dtype; defaults to plain eager')
     parser.add_argument(
         '--batches', nargs='+', type=int, default=[1], help='batch sizes')
     parser.add_argument('--threads', type=int)
@@ -40,21 +40,25 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--train',
         action='store_true',
-        help='measure a training step, forward and backward, and its peak '
-        'memory')
+        help='measure a training step (forward, backward, AdamW) and its '
+        'memory, of the train form and the fine-tune form')
     parser.add_argument(
         '--out',
         metavar='PREFIX',
         help='write PREFIX.md, PREFIX.json and PREFIX.png')
+    parser.add_argument(
+        '--force',
+        action='store_true',
+        help='replace existing files that mmvanilla did not write')
     return parser.parse_args()
 
 
 @exit_on_user_error
 def main() -> None:
     args = vars(parse_args())
-    prefix = args.pop('out')
+    prefix, force = args.pop('out'), args.pop('force')
     if prefix:
-        check_output(prefix + '.json', force=True)
+        check_outputs(prefix, force)
     result = benchmark(**args)
     print(result.table())
     if prefix:

@@ -4,7 +4,6 @@
 The file holds a library for the instruction set of this machine's CPU. C++
 opens it with ``torch::inductor::AOTIModelPackageLoader``.
 """
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from .program import DynamicShapes, export_program
+from .program import DynamicShapes, InBfloat16, export_program
 
 SUFFIX = '.pt2'
 PACKAGES = ()
@@ -25,7 +24,7 @@ def write(network: nn.Module, example: Tensor, path: Path,
           calibration: list[Tensor] | None) -> None:
     """Write a network; see :func:`mmvanilla.export.backends.write`."""
     if precision == 'bf16':
-        network = copy.deepcopy(network).bfloat16()
+        network = InBfloat16(network)
     torch._inductor.aoti_compile_and_package(
         export_program(network, example, shapes),
         package_path=str(path),

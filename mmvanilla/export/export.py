@@ -121,7 +121,7 @@ def export(cfg: Config,
 
     model = build_model(cfg)
     meta = load_weights(model, checkpoint)
-    reference = make_network(copy.deepcopy(model), part)
+    unmerged = copy.deepcopy(model)
     try:
         switch_to_deploy(model)
     except RuntimeError as e:
@@ -145,9 +145,11 @@ def export(cfg: Config,
         kept = [i for i, x in enumerate(inputs) if x.shape == example.shape]
         inputs, labels = ([values[i] for i in kept]
                           for values in (inputs, labels))
+    reference = make_network(unmerged, part, example)
+    network = make_network(model, part, example)
     with replace_together(paths) as temporary:
-        write(make_network(model, part), example, temporary[0], format,
-              precision, dynamic_batch, dynamic_size, metadata, calibration)
+        write(network, example, temporary[0], format, precision,
+              dynamic_batch, dynamic_size, metadata, calibration)
         run = open_exported(temporary[0], format, precision)
         verification = verify(reference, run, inputs, labels, precision, tol,
                               max_drop, is_random, dynamic_batch,

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """What is exported of a model, and what its metadata says."""
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
@@ -11,13 +12,20 @@ from ..version import __version__
 
 
 class Network(nn.Module):
-    """A classifier's logits, or a backbone's feature maps, of images."""
+    """A classifier's logits, or a backbone's feature maps, of images.
+
+    Attributes:
+        output_names (tuple[str]): 'logits', or 'feature_0' and so on.
+    """
 
     def __init__(self,
                  backbone: nn.Module,
                  head: nn.Module | None = None,
-                 neck: nn.Module | None = None):
+                 neck: nn.Module | None = None,
+                 num_outputs: int = 1):
         super().__init__()
+        self.output_names = ('logits', ) if head is not None else tuple(
+            f'feature_{i}' for i in range(num_outputs))
         self.backbone = backbone
         self.head = head
         self.neck = neck
@@ -27,27 +35,22 @@ class Network(nn.Module):
         """bool: Whether the one output is logits."""
         return self.head is not None
 
-    def output_names(self, count: int) -> list[str]:
-        """Names of ``count`` outputs."""
-        if self.is_classifier:
-            return ['logits']
-        return [f'feature_{i}' for i in range(count)]
-
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C, H, W) -> [(N, num_classes)], or the feature maps."""
-        feats = self.backbone(x.to(next(self.parameters()).dtype))
+        feats = self.backbone(x)
         if self.neck is not None:
             feats = self.neck(feats)
-        outputs = feats if self.head is None else [self.head(feats)]
-        return [out.float() for out in outputs]
+        return list(feats) if self.head is None else [self.head(feats)]
 
 
-def make_network(model: nn.Module, part: str = 'model') -> Network:
+@torch.no_grad()
+def make_network(model: nn.Module, part: str, example: Tensor) -> Network:
     """The part of a model that is exported, in eval mode.
 
     Args:
         model (nn.Module): A classifier, or any model with a backbone.
-        part (str): 'model' or 'backbone'. Defaults to 'model'.
+        part (str): 'model' or 'backbone'.
+        example (Tensor): An input, (1, C, H, W).
 
     Raises:
         UserError: If the model has no such part.
@@ -55,7 +58,8 @@ def make_network(model: nn.Module, part: str = 'model') -> Network:
     if not hasattr(model, 'backbone'):
         raise UserError(f'a {type(model).__name__} has no backbone to export')
     if part == 'backbone':
-        return Network(model.backbone).eval()
+        outputs = model.backbone.eval()(example)
+        return Network(model.backbone, num_outputs=len(outputs)).eval()
     if not hasattr(model, 'head'):
         raise UserError(
             f'a {type(model).__name__} is exported by its backbone: take '

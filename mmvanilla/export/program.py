@@ -56,6 +56,18 @@ def export_program(network: nn.Module, example: Tensor,
     return program
 
 
+class InBfloat16(nn.Module):
+    """Computes a network in bfloat16, on inputs and outputs of float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).bfloat16()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> the outputs of the network."""
+        return [out.float() for out in self.network(x.bfloat16())]
+
+
 def onnx_model(network: nn.Module, example: Tensor, shapes: DynamicShapes):
     """A network as an ``onnx.ModelProto``, with its weights inside.
 
@@ -71,7 +83,7 @@ def onnx_model(network: nn.Module, example: Tensor, shapes: DynamicShapes):
         export_program(network, example, shapes), (example, ),
         dynamo=True,
         input_names=['input'],
-        output_names=network.output_names(len(network(example))),
+        output_names=list(network.output_names),
         opset_version=OPSET,
         verbose=False).model_proto
 

@@ -1,6 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Programs of ``torch.export``, which Python and PyTorch run."""
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .program import DynamicShapes, export_program
+from .program import DynamicShapes, InBfloat16, export_program
 
 SUFFIX = '.pt2'
 PACKAGES = ()
@@ -20,7 +19,7 @@ def write(network: nn.Module, example: Tensor, path: Path,
           calibration: list[Tensor] | None) -> None:
     """Write a network; see :func:`mmvanilla.export.backends.write`."""
     if precision == 'bf16':
-        network = copy.deepcopy(network).bfloat16()
+        network = InBfloat16(network)
     torch.export.save(
         export_program(network, example, shapes),
         str(path),

@@ -97,8 +97,7 @@ def verify(reference: nn.Module,
         if len(expected) != len(got):
             raise UserError(f'the exported file has {len(got)} outputs, not '
                             f'{len(expected)}')
-        names = reference.output_names(len(expected))
-        for name, a, b in zip(names, expected, got):
+        for name, a, b in zip(reference.output_names, expected, got):
             same_batch = len(a) == len(b)
             pairs = zip(a.split(1), b.split(1)) if same_batch else [(a, b)]
             for row_a, row_b in pairs:

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Form and sense of what is measured; never how long it took."""
+"""What is measured and reported; never how long it took."""
 import importlib.util
 import json
 import math
@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from mmvanilla.benchmark.measure import (
+from mmvanilla.benchmark import benchmark
+from mmvanilla.benchmark.forms import parse_form
+from mmvanilla.benchmark.networks import plain_like, resolve, vanillanet
+from mmvanilla.benchmark.plain import PlainVanillaNet
+from mmvanilla.benchmark.report import (
+    MEMORY,
     Measurement,
-    PlainVanillaNet,
-    benchmark,
-    parse_form,
-    plain_like,
-    resolve,
-    vanillanet,
+    check_outputs,
 )
 from mmvanilla.layers import switch_to_deploy
 from mmvanilla.models import VanillaNet
@@ -36,7 +36,7 @@ def needs(*packages):
             pytest.skip(f'{package} is not installed')
 
 
-def test_plain_form_is_the_same_network():
+def test_plain_network_has_the_same_parameters():
     for arch in ('5', '6', '13-x1.5-ada'):
         with torch.device('meta'):
             plain = PlainVanillaNet(**VanillaNet.arch_settings[arch])
@@ -48,7 +48,7 @@ def test_plain_form_is_the_same_network():
                 p.numel() for p in b.parameters())
 
 
-def test_plain_form_gives_the_same_answers():
+def test_plain_network_has_the_same_outputs():
     ours = vanillanet('5', deploy=False).eval()
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -60,34 +60,38 @@ def test_plain_form_gives_the_same_answers():
 
 
 def test_forms_in_pytorch(tmp_path):
-    result = benchmark(['5'], ['train', 'plain', 'ours', 'plain:bf16'],
-                       batches=[1, 2], **QUICK)
-    assert [(m.form, m.precision, m.batch) for m in result.measurements] == [
-        (form, precision, batch) for batch in (1, 2)
-        for form, precision in (('train', 'fp32'), ('plain', 'fp32'),
-                                ('ours', 'fp32'), ('plain', 'bf16'))
-    ]
+    forms = ['train', 'plain', 'channels_last', 'eager', 'plain:bf16']
+    result = benchmark(['5'], forms, batches=[1, 2], **QUICK)
+    assert [(m.form, m.batch) for m in result.measurements
+            ] == [(form.split(':')[0], batch) for batch in (1, 2)
+                  for form in forms]
     for m in result.measurements:
         assert len(m.seconds) == 2 and min(m.seconds) > 0
         assert m.ratio > 0 and m.share > 0 and m.spread >= 0
         assert m.accuracy == 72.49
-    plain = result.measurements[1]
+    train, plain, channels_last = result.measurements[:3]
     assert plain.ratio == 1
-    assert result.measurements[0].parameters > plain.parameters
-    assert result.measurements[0].macs > plain.macs
+    assert train.parameters > plain.parameters == channels_last.parameters
+    assert train.macs > plain.macs
 
-    written = result.save(str(tmp_path / 'VanillaNet-13-x1.5'))
-    assert [w.rsplit('.')[-1] for w in written] == ['json', 'md', 'png']
+    prefix = str(tmp_path / 'VanillaNet-13-x1.5')
+    written = result.save(prefix)
+    assert written == [prefix + suffix for suffix in ('.json', '.md', '.png')]
     content = json.loads((tmp_path / 'VanillaNet-13-x1.5.json').read_text())
     assert content['machine']['versions']['torch'] == torch.__version__
     assert content['settings']['threads'] == 1
     assert set(content['rates']) == {'fp32', 'bf16'}
-    assert len(content['measurements']) == 8
+    assert len(content['measurements']) == 10
     image = (tmp_path / 'VanillaNet-13-x1.5.png').read_bytes()
     assert image[:8] == b'\x89PNG\r\n\x1a\n' and len(image) < 300e3
-    lines = result.table().split('\n')
-    assert len({line.count('|') for line in lines[:10]}) == 1
-    assert '1 threads' in lines[-1]
+    assert len({line.count('|') for line in result.table().split('\n')[:10]
+                }) == 1
+    # The next run may replace them, and nothing else.
+    check_outputs(prefix)
+    (tmp_path / 'notes.md').write_text('mine')
+    with pytest.raises(UserError, match='mmvanilla did not write it'):
+        check_outputs(str(tmp_path / 'notes'))
+    check_outputs(str(tmp_path / 'notes'), force=True)
 
 
 @pytest.mark.parametrize('form', [
@@ -95,7 +99,7 @@ def test_forms_in_pytorch(tmp_path):
     'openvino:int8'
 ])
 def test_forms_in_other_runtimes(form):
-    name, precision = parse_form(form)
+    name, _, precision = form.partition(':')
     needs('onnx', 'onnxscript', name,
           *(['nncf'] if form == 'openvino:int8' else []))
     result = benchmark(['5'], ['plain', form], **QUICK)
@@ -103,32 +107,46 @@ def test_forms_in_other_runtimes(form):
     assert (result.measurements[1].share is None) == (precision == 'int8')
 
 
-def test_compiled_form():
-    result = benchmark(['5'], ['plain', 'compiled'], **QUICK)
-    assert [m.form for m in result.measurements] == ['plain', 'compiled']
+def test_compiled_forms():
+    forms = ['plain', 'inductor', 'aoti']
+    result = benchmark(['5'], forms, **QUICK)
+    assert [m.form for m in result.measurements] == forms
 
 
 def test_peer_from_mmpretrain():
-    result = benchmark(['ResNet-18'], ['plain', 'ours', 'train'], **QUICK)
-    peer, = result.measurements
-    assert peer.form == 'plain' and peer.parameters == 11_689_512
-    assert peer.accuracy == pytest.approx(69.9)
+    result = benchmark(['ResNet-18'], ['plain', 'eager', 'train'], **QUICK)
+    plain, eager = result.measurements
+    assert (plain.form, eager.form) == ('plain', 'eager')
+    assert plain.parameters == eager.parameters == 11_689_512
+    assert plain.accuracy == pytest.approx(69.9)
 
 
 def test_training_step():
     result = benchmark(
-        ['5'], batches=[4], train=True, **dict(QUICK, size=128))
-    plain, ours, checkpointed = result.measurements
-    assert (plain.form, ours.form,
-            checkpointed.form) == ('plain', 'ours', 'checkpointed')
-    assert plain.parameters == ours.parameters
-    own = 4 * plain.parameters
-    assert ours.peak_bytes > checkpointed.peak_bytes > own
-    assert plain.peak_bytes > own
-    assert 'memory ratio' in result.table()
+        ['5', 'ResNet-18'], batches=[4], train=True, **dict(QUICK, size=64))
+    plain, train, with_cp, finetune, resnet = result.measurements
+    assert [m.form for m in result.measurements
+            ] == ['plain', 'train', 'with_cp', 'finetune', 'plain']
+    assert train.ratio == 1 and resnet.ratio is None
+    assert plain.parameters == train.parameters == with_cp.parameters
+    assert finetune.parameters < train.parameters
+    assert finetune.macs < train.macs
+    for m in result.measurements:
+        memory = m.memory
+        assert tuple(memory) == MEMORY
+        assert memory['gradients'] == 4 * m.parameters
+        # Two moments of each parameter, and a step counter for each.
+        assert 0 <= memory['optimizer'] - 8 * m.parameters < 4000
+        assert memory['parameters'] >= memory['gradients']
+        assert memory['peak'] > memory['parameters'] + memory['optimizer']
+    activations = {m.form: m.memory['activations'] for m in (
+        train, with_cp, finetune)}
+    assert activations['with_cp'] < activations['train']
+    assert activations['finetune'] < activations['train']
+    assert 'activations (MB)' in result.table()
 
 
-def test_numbers_are_what_they_say():
+def test_figures_are_computed_from_seconds():
     m = Measurement('a', 'plain', 'fp32', 2, [1.0, 2.0, 4.0], 10, 3 * 10**9)
     assert m.median == 2
     assert m.gflops == 6
@@ -138,19 +156,23 @@ def test_numbers_are_what_they_say():
 
 def test_refusals(monkeypatch):
     assert resolve('VanillaNet-13') == ('VanillaNet-13', '13')
+    assert parse_form('openvino:int8', 'fp32', 'cpu') == ('openvino', 'int8')
+    assert parse_form('plain', 'bf16', 'cpu') == ('plain', 'bf16')
     with pytest.raises(UserError, match='did you mean VanillaNet-'):
         resolve('VanilaNet-6')
-    with pytest.raises(UserError, match='a form is one of'):
-        benchmark(['5'], ['fast'], **QUICK)
-    with pytest.raises(UserError, match='int8 is for'):
-        benchmark(['5'], ['ours:int8'], **QUICK)
+    for form, sentence in (('fast', 'a form is one of'),
+                           ('plain:int8', 'int8 is for'),
+                           ('eager:bf16', 'eager is for fp32'),
+                           ('onnxruntime:bf16', 'onnx has no bf16')):
+        with pytest.raises(UserError, match=sentence):
+            benchmark(['5'], [form], **QUICK)
+    with pytest.raises(UserError, match='measured on the CPU only'):
+        parse_form('eager', 'fp32', 'cuda')
     with pytest.raises(UserError, match='positive'):
         benchmark(['5'], batches=[0], **QUICK)
-    with pytest.raises(UserError, match='of VanillaNet only'):
-        benchmark(['ResNet-18'], train=True, **QUICK)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, 'find_spec', lambda name: None
         if name == 'openvino' else find_spec(name))
-    with pytest.raises(UserError, match='openvino is not installed'):
+    with pytest.raises(UserError, match='needs openvino'):
         benchmark(['5'], ['openvino'], **QUICK)

@@ -6,10 +6,13 @@ import pytest
 import torch
 from narrow import (
     METADATA,
+    MUTATIONS,
     NARROW_ARCHS,
     classifier,
+    mutated,
     needs,
     relative_error,
+    samples,
     vanillanet,
 )
 
@@ -21,7 +24,25 @@ from mmvanilla.export.backends import (
     write,
 )
 from mmvanilla.export.network import Network
+from mmvanilla.export.verify import verify
 from mmvanilla.utils.errors import UserError
+
+
+@pytest.fixture(scope='module', params=BACKENDS)
+def exported(request, tmp_path_factory):
+    """A format, and ``classifier()`` in it, with all that is dynamic."""
+    format = request.param
+    needs(*BACKENDS[format].PACKAGES)
+    path = tmp_path_factory.mktemp(format) / f'net{BACKENDS[format].SUFFIX}'
+    write(
+        classifier(),
+        torch.randn(1, 3, 64, 64),
+        path,
+        format,
+        dynamic_batch=True,
+        dynamic_size=True,
+        metadata=METADATA)
+    return format, path
 
 
 def test_metadata_and_any_batch_and_size(exported):
@@ -35,6 +56,20 @@ def test_metadata_and_any_batch_and_size(exported):
                       (1, 224, 225)):
             x = torch.randn(shape[0], 3, *shape[1:])
             assert relative_error(run(x), net(x)) < 1e-5
+
+
+def test_every_format_is_told_from_a_mutated_network(exported):
+    format, path = exported
+    net, run = classifier(), open_exported(path, format)
+    inputs, labels = samples(net)
+    found = verify(
+        net, run, inputs, labels, dynamic_batch=True, dynamic_size=True)
+    assert found.outputs.count == 8 + 3 + 2 and found.agreement == 1
+    assert found.outputs.max_rel < 1e-5
+    assert found.accuracy == dict(before=100, after=100)
+    for mutation in MUTATIONS:
+        with pytest.raises(UserError, match='comparing the exported file'):
+            verify(mutated(net, mutation), run, inputs, labels)
 
 
 @pytest.mark.parametrize('format', ['openvino', 'pt2'])
@@ -52,7 +87,8 @@ def test_bf16_is_close(format, tmp_path):
 def test_outputs_of_a_backbone_have_names(tmp_path):
     needs('onnx', 'onnxscript', 'onnxruntime')
     import onnx
-    net = Network(vanillanet(NARROW_ARCHS['5'], out_indices=(0, 1, 2)))
+    backbone = vanillanet(NARROW_ARCHS['5'], out_indices=(0, 1, 2))
+    net = Network(backbone, num_outputs=3)
     path, x = tmp_path / 'backbone.onnx', torch.randn(1, 3, 64, 64)
     write(net, x, path, 'onnx')
     with torch.no_grad():

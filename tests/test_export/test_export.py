@@ -1,22 +1,48 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """From a trained checkpoint to a verified file, in every format."""
+import copy
 import importlib
 
 import pytest
 import torch
 from mmengine.config import Config
-from narrow import MUTATIONS, needs
+from mmengine.runner import Runner
+from narrow import MUTATIONS, NARROW_ARCHS, needs, vanillanet
+from tiny import DIGITS
 
 from mmvanilla.checkpoints import read_checkpoint
 from mmvanilla.export import export
 from mmvanilla.export.backends import BACKENDS, open_exported, read_metadata
 from mmvanilla.export.network import describe, make_network
-from mmvanilla.utils.building import build_model
+from mmvanilla.utils.building import build_model, read_config
 from mmvanilla.utils.errors import UserError
 from mmvanilla.utils.files import is_ours
 
 # The package has a function of that name.
 export_module = importlib.import_module('mmvanilla.export.export')
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    """The digits' config, narrowed, and a checkpoint of it, well trained."""
+    folder = tmp_path_factory.mktemp('digits')
+    cfg = read_config(str(DIGITS))
+    cfg.merge_from_dict(
+        dict(
+            work_dir=str(folder),
+            model=dict(
+                backbone=dict(
+                    arch=dict(
+                        dims=[32, 64, 96], strides=[2, 2], _delete_=True)),
+                head=dict(in_channels=96)),
+            train_cfg=dict(max_epochs=6, val_interval=6),
+            default_hooks=dict(
+                checkpoint=dict(interval=6), logger=dict(interval=100)),
+            param_scheduler=dict(T_max=6)))
+    cfg.custom_hooks = [dict(type='DeepTrainingHook', decay_epochs=3)]
+    cfg.experiment_name = 'export_digits'
+    Runner.from_cfg(copy.deepcopy(cfg)).train()
+    return cfg, folder / 'epoch_6.pth'
 
 
 @pytest.mark.parametrize('format', BACKENDS)
@@ -133,12 +159,14 @@ def test_unfinished_deep_training_is_refused(digits, tmp_path):
 
 def test_models_without_a_head_export_their_backbone():
     detector = torch.nn.Module()
-    detector.backbone = torch.nn.Conv2d(3, 4, 1)
+    detector.backbone = vanillanet(NARROW_ARCHS['5'], out_indices=(0, 2))
+    x = torch.zeros(1, 3, 32, 32)
     with pytest.raises(UserError, match='--part backbone'):
-        make_network(detector)
-    assert not make_network(detector, 'backbone').is_classifier
+        make_network(detector, 'model', x)
+    network = make_network(detector, 'backbone', x)
+    assert network.output_names == ('feature_0', 'feature_1')
     with pytest.raises(UserError, match='has no backbone'):
-        make_network(torch.nn.Module())
+        make_network(torch.nn.Module(), 'model', x)
 
 
 def test_metadata_describes_the_input():

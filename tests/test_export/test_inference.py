@@ -14,17 +14,6 @@ from mmvanilla.models import VanillaNet
 from mmvanilla.utils.errors import UserError
 
 
-@pytest.mark.parametrize('arch', NARROW_ARCHS)
-def test_eager_has_the_same_outputs(arch):
-    train_form = vanillanet(NARROW_ARCHS[arch], deploy=False)
-    x = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
-        reference = train_form(x)
-        switch_to_deploy(train_form)
-        fast = optimize_for_inference(train_form, x, 'eager')
-        assert relative_error(fast(x), reference) < 1e-5
-
-
 def test_inductor_has_the_same_outputs():
     arch = dict(dims=[8, 16, 16], strides=[2, 1])
     net = vanillanet(arch, out_indices=(0, 1))

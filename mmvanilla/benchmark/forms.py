@@ -1,0 +1,148 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""The forms of a network that are timed for inference, and a check of each.
+
+Every form computes the same function of the same weights.
+"""
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..export.backends import BACKENDS, check_backend, open_exported, write
+from ..export.inference import BACKENDS as OPTIMIZED
+from ..export.inference import check_compiler, optimize_for_inference
+from ..layers import switch_to_deploy
+from ..utils.errors import UserError
+from .networks import PAPER_ACCURACY, peer, plain_like, vanillanet
+from .report import FORMS, Measurement
+
+DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
+# form: its format in mmvanilla.export
+EXPORTED = dict(onnxruntime='onnx', openvino='openvino', aoti='aoti')
+# A form that differs by more from the first one computes something else.
+MAX_ERROR = dict(fp32=1e-3, bf16=0.1, int8=0.5)
+
+Case = tuple[Measurement, Callable[[], object]]
+
+
+def parse_form(text: str, dtype: str, device: str) -> tuple[str, str]:
+    """'openvino' or 'openvino:int8' -> the form and its precision.
+
+    Raises:
+        UserError: If there is no such form or precision, or it cannot be
+            measured here.
+    """
+    form, _, precision = text.partition(':')
+    if form not in FORMS or precision not in ('', 'fp32', 'bf16', 'int8'):
+        raise UserError(
+            f'a form is one of {", ".join(FORMS)}, with :fp32, :bf16 or :int8 '
+            f'behind it where its precision is not --dtype, but got {text}')
+    precision = precision or dtype
+    if form in EXPORTED:
+        check_backend(EXPORTED[form], precision)
+    elif precision == 'int8':
+        raise UserError('int8 is for onnxruntime and openvino, not for '
+                        f'{form}')
+    if form == 'eager' and precision != 'fp32':
+        raise UserError(f'eager is for fp32, not for {precision}')
+    if form in (*EXPORTED, 'eager') and device != 'cpu':
+        raise UserError(f'{form} is measured on the CPU only')
+    if form == 'inductor':
+        check_compiler()
+    return form, precision
+
+
+@torch.no_grad()
+def inference_cases(name: str, arch: str | None, batch: int,
+                    forms: Sequence[tuple[str, str]], folder: Path, size: int,
+                    device: str, threads: int) -> Iterator[Case]:
+    """Each form of a network, ready to be called on one batch.
+
+    Args:
+        name (str): The network's name in the table.
+        arch (str, optional): Of a VanillaNet; None for a model of
+            mmpretrain's, which has no train form.
+        batch (int): Images at a time.
+        forms (Sequence[tuple[str, str]]): From :func:`parse_form`.
+        folder (Path): Where exported files go.
+        size (int): Side of the images, in pixels.
+        device (str): 'cpu' or 'cuda'.
+        threads (int): For other runtimes than PyTorch.
+    """
+    # What was compiled before would count as recompilations of this.
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    x = torch.rand(batch, 3, size, size, device=device)
+    if arch is None:
+        deployed, accuracy = peer(name)
+        networks = dict(plain=deployed.to(device))
+    else:
+        trained = vanillanet(arch, deploy=False).eval()
+        deployed = copy.deepcopy(trained)
+        switch_to_deploy(deployed)
+        networks = dict(train=trained.to(device),
+                        plain=plain_like(deployed, arch).eval().to(device))
+        accuracy = PAPER_ACCURACY.get(arch)
+    deployed = deployed.to(device)
+    networks['channels_last'] = copy.deepcopy(
+        networks['plain']).to(memory_format=torch.channels_last)
+    reference = None
+    for form, precision in forms:
+        if form == 'train' and arch is None:
+            continue
+        data = x
+        if form in EXPORTED:
+            run = _exported(deployed, x, form, precision, folder, threads)
+        else:
+            run = networks.get(form, deployed)
+            data = x.to(DTYPES[precision])
+            if precision != 'fp32':
+                run = copy.deepcopy(run).to(DTYPES[precision])
+            if form in OPTIMIZED:
+                run = optimize_for_inference(run, data, form)
+            if form == 'channels_last':
+                data = data.contiguous(memory_format=torch.channels_last)
+        output = _first(run(data)).float()
+        reference = output if reference is None else reference
+        error = (output - reference).norm() / reference.norm()
+        if not error < MAX_ERROR[precision]:
+            raise RuntimeError(f'{form} of {name} in {precision} differs by '
+                               f'{error:.3g}')
+        counted = networks['train'] if form == 'train' else deployed
+        yield Measurement(
+            name,
+            form,
+            precision,
+            batch,
+            parameters=sum(p.numel() for p in counted.parameters()),
+            macs=count_macs(counted, x[:1]),
+            accuracy=accuracy), _call(run, data)
+
+
+def _exported(network: nn.Module, x: Tensor, form: str, precision: str,
+              folder: Path, threads: int) -> Callable:
+    format = EXPORTED[form]
+    path = folder / f'{form}_{precision}{BACKENDS[format].SUFFIX}'
+    calibration = None
+    if precision == 'int8':
+        calibration = list(x.split(1)) * max(8 // len(x), 1)
+    write(network, x, path, format, precision, calibration=calibration)
+    return open_exported(path, format, precision, threads)
+
+
+def _first(outputs) -> Tensor:
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def _call(function: Callable, *args) -> Callable[[], object]:
+    return torch.no_grad()(lambda: function(*args))
+
+
+def count_macs(network: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of a forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,99 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""The networks that are measured, by name."""
+import difflib
+
+from torch import nn
+
+from ..export.network import Network
+from ..models import VanillaNet, VanillaNetHead
+from ..utils.errors import UserError
+from .plain import PlainVanillaNet
+
+OURS = {f'VanillaNet-{arch}': arch for arch in VanillaNet.arch_settings}
+PEERS = {
+    'ResNet-18': 'resnet18_8xb32_in1k',
+    'ResNet-34': 'resnet34_8xb32_in1k',
+    'ResNet-50': 'resnet50_8xb32_in1k',
+    'ResNet-101': 'resnet101_8xb32_in1k',
+    'Swin-T': 'swin-tiny_16xb64_in1k',
+    'Swin-S': 'swin-small_16xb64_in1k',
+}
+# ImageNet top-1 of arXiv 2305.12972, per cent.
+PAPER_ACCURACY = {
+    '5': 72.49, '6': 76.36, '7': 77.98, '8': 79.13, '9': 79.87, '10': 80.57,
+    '11': 81.08, '12': 81.55, '13': 82.05, '13-x1.5': 82.53,
+    '13-x1.5-ada': 83.11
+}  # yapf: disable
+
+
+def vanillanet(arch: str, deploy: bool = True, **kwargs) -> Network:
+    """A VanillaNet with a head of 1000 classes, and random weights."""
+    backbone = VanillaNet(arch, deploy=deploy, **kwargs)
+    width = VanillaNet.arch_settings[arch]['dims'][-1]
+    return Network(backbone, VanillaNetHead(1000, width, deploy=deploy))
+
+
+def plain_like(network: Network, arch: str,
+               train_form: bool = False) -> PlainVanillaNet:
+    """The plain network; in deploy form it shares its parameters."""
+    plain = PlainVanillaNet(
+        **VanillaNet.arch_settings[arch], train_form=train_form)
+    if not train_form:
+        _share_parameters(plain, network)
+    return plain
+
+
+def _share_parameters(plain: nn.Module, network: nn.Module) -> None:
+    # Both list weight and bias in the order in which data flows.
+    theirs = [p for m in plain.modules() for p in m._parameters.values()]
+    ours = [
+        p for m in network.modules() for p in m._parameters.values()
+        if p is not None
+    ]
+    for a, b in zip(theirs, ours, strict=True):
+        assert a.shape == b.shape
+        a.data = b.data
+
+
+def resolve(name: str) -> tuple[str, str | None]:
+    """A model's display name, and its arch where it is a VanillaNet.
+
+    Raises:
+        UserError: If there is no model of that name.
+    """
+    if name in VanillaNet.arch_settings:
+        return f'VanillaNet-{name}', name
+    if name in OURS:
+        return name, OURS[name]
+    from mmpretrain.apis import list_models
+    known = list_models()
+    if PEERS.get(name, name) in known:
+        return name, None
+    near = difflib.get_close_matches(name, [*OURS, *PEERS, *known], 3)
+    raise UserError(f'no model is called {name}; did you mean '
+                    f'{", ".join(near or list(OURS)[:3])}?')
+
+
+def peer(name: str) -> tuple[nn.Module, float | None]:
+    """A model of mmpretrain's, and the accuracy of its model index."""
+    from mmpretrain.apis import ModelHub, get_model
+    index_name = PEERS.get(name, name)
+    model = get_model(index_name, pretrained=False).eval()
+    results = ModelHub.get(index_name).results or []
+    accuracy = results[0].metrics.get('Top 1 Accuracy') if results else None
+
+    return Logits(model).eval(), accuracy
+
+
+class Logits(nn.Module):
+    """A classifier of mmpretrain's with the outputs of :class:`Network`."""
+
+    output_names = ('logits', )
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        """(N, 3, H, W) -> [(N, num_classes)]."""
+        return [self.model(x)]

@@ -30,7 +30,8 @@ class ReparameterizeHook(Hook):
 
     Raises:
         UserError: If ``checkpoint`` is neither; after training, if there is
-            no checkpoint or it cannot be merged.
+            no checkpoint or the merged network's outputs differ. A run that
+            ends before lambda is 1 is not an error: a warning says so.
 
     Example:
         >>> custom_hooks = [

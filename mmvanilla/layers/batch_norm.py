@@ -1,5 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Batch norms that fold into the convolution before them."""
+from contextlib import contextmanager
+
 import torch
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
@@ -46,3 +48,24 @@ def reset_to_identity(norm: _BatchNorm) -> None:
         if norm.affine:
             norm.weight.fill_(1)
             norm.bias.zero_()
+
+
+@contextmanager
+def keep_running_stats(stage: nn.Module):
+    """Recompute a stage without counting its batch in the norms twice."""
+    norms = [
+        m for m in stage.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
+    ]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone())
+            for norm in norms]
+    for norm in norms:
+        # Not track_running_stats = False: torch checks that the forward pass
+        # and its recomputation keep the same tensors, these among them.
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)

@@ -1,6 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, ModuleList
@@ -9,6 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...layers.batch_norm import keep_running_stats
 from ...layers.deep_training import DeepTrainingConv2d
 from ...layers.forms import switch_to_deploy, switch_to_finetune
 from ...layers.series_activation import SeriesActivation
@@ -160,16 +161,10 @@ class VanillaNet(BaseBackbone):
                        pool=None, **kwargs):
             return VanillaStage(
                 DeepTrainingConv2d(
-                    in_channels,
-                    out_channels,
-                    kernel_size,
-                    mid_channels=mid_channels,
-                    norm_cfg=norm_cfg,
-                    act_cfg=act_cfg,
-                    post_norm=True,
-                    deep_training=deep_training,
-                    deploy=deploy,
-                    **kwargs),
+                    in_channels, out_channels, kernel_size,
+                    mid_channels=mid_channels, norm_cfg=norm_cfg,
+                    act_cfg=act_cfg, post_norm=True,
+                    deep_training=deep_training, deploy=deploy, **kwargs),
                 # What stands before it (a norm, a pooling, a convolution)
                 # does not need its own output to go backward.
                 SeriesActivation(
@@ -258,10 +253,8 @@ class VanillaNet(BaseBackbone):
         if not (self.with_cp and self.training):
             return stage(x)
         return cp.checkpoint(
-            stage,
-            x,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _running_stats_kept(stage)))
+            stage, x, use_reentrant=False,
+            context_fn=lambda: (nullcontext(), keep_running_stats(stage)))
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
@@ -323,24 +316,3 @@ class VanillaNet(BaseBackbone):
         if name.startswith('stem.'):
             return 0, num_layers
         return int(name.split('.')[1]) + 1, num_layers
-
-
-@contextmanager
-def _running_stats_kept(stage: nn.Module):
-    """Recompute a stage without counting its batch in the norms twice."""
-    norms = [
-        m for m in stage.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
-    ]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone())
-            for norm in norms]
-    for norm in norms:
-        # Not track_running_stats = False: torch checks that the forward pass
-        # and its recomputation keep the same tensors, these among them.
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)

@@ -24,7 +24,8 @@ def test_a_resumed_run_and_a_test(tmp_path):
     """What was run again counts once, whole lines alone, tests not."""
     write(tmp_path / '20260101_000000', [
         train(1, 1, 4.0), train(1, 2, 2.0), {'accuracy/top1': 30., 'step': 1},
-        train(2, 3, 9.0), {'accuracy/top1': 99., 'step': 2}, '{"lr": 0.1, "l'])
+        train(2, 3, 9.0), {'accuracy/top1': 99., 'step': 2},
+        train(4, 7, 9.0), '{"lr": 0.1, "l'])
     write(tmp_path / '20260101_000001', [{'accuracy/top1': 7., 'step': 0}])
     write(tmp_path / '20260102_000000', [
         train(2, 3, 1.0), {'accuracy/top1': 60., 'step': 2},

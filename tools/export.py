@@ -37,7 +37,8 @@ def parse_args() -> argparse.Namespace:
         '--part',
         choices=('model', 'backbone'),
         default='model',
-        help='what to export; detectors and segmentors: backbone')
+        help='what to export: a whole classifier, detector or segmentor, or '
+        'its backbone; defaults to model')
     parser.add_argument(
         '--dynamic-batch',
         action='store_true',
@@ -68,8 +69,8 @@ def parse_args() -> argparse.Namespace:
         '--max-drop',
         type=float,
         default=1.0,
-        help='maximum allowed drop of the top-1 accuracy in bf16 and int8, '
-        'in percentage points; defaults to 1.0')
+        help='maximum allowed drop of the top-1 accuracy, the AP or the mIoU '
+        'in bf16 and int8, in percentage points; defaults to 1.0')
     parser.add_argument(
         '--force',
         action='store_true',

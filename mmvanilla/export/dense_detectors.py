@@ -30,6 +30,7 @@ class DenseDetector(nn.Module):
     """
 
     output_names = ('boxes', 'scores', 'labels')
+    predicts = True  # what the toolbox predicts, not features
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int]):
         super().__init__()
@@ -44,6 +45,7 @@ class DenseDetector(nn.Module):
                 "mmdet's RetinaNet, FCOS, ATSS and RTMDet do; take --part "
                 'backbone')
         self.model = model
+        self.input_size = tuple(input_size)
         self.dense = DensePredictions(model, head, input_size,
                                       head.test_cfg.get('score_thr', 0))
         self.nms = NMS(head.test_cfg.nms, head.test_cfg.max_per_img)

@@ -28,7 +28,9 @@ from ..utils.files import check_output, replace_together
 from ..utils.tables import markdown_table
 from .backends import BACKENDS, check_backend, open_exported, write
 from .network import describe, make_network
+from .predictions import PredictionComparison
 from .verify import Verification, verify
+from .verify_predictions import check_predicting, compare_predictions
 
 
 @dataclass
@@ -39,7 +41,7 @@ class ExportReport:
     format: str
     precision: str
     metadata: dict[str, object]
-    verification: Verification
+    verification: Verification | PredictionComparison
 
     def table(self) -> str:
         """The report in Markdown."""
@@ -79,8 +81,8 @@ def export(cfg: Config,
             (compiled ahead of time by Inductor). Defaults to 'onnx'.
         precision (str): 'fp32', 'bf16' or 'int8', which is quantized after
             training, calibrated on the training set. Defaults to 'fp32'.
-        part (str): 'model', which is a classifier, or 'backbone'.
-            Defaults to 'model'.
+        part (str): 'model', which is a classifier, a detector or a
+            segmentor, or 'backbone'. Defaults to 'model'.
         dynamic_batch (bool): Whether the file takes any number of images.
             Defaults to False: one image.
         dynamic_size (bool): Whether the file takes images of any size.
@@ -91,8 +93,9 @@ def export(cfg: Config,
             set to calibrate int8 on. Defaults to 256.
         tol (float): The maximum allowed relative error of an output tensor in
             fp32. Defaults to 1e-4.
-        max_drop (float): The maximum allowed drop of the top-1 accuracy in
-            bf16 and int8, in percentage points. Defaults to 1.0.
+        max_drop (float): The maximum allowed drop of the top-1 accuracy, the
+            AP or the mIoU in bf16 and int8, in percentage points.
+            Defaults to 1.0.
         force (bool): Whether to replace a file that mmvanilla did not write.
             Defaults to False.
 
@@ -131,7 +134,10 @@ def export(cfg: Config,
     is_random = batches is None
     if is_random:
         batches = random_batches(cfg, min(samples, 16))
-    inputs, labels = _preprocess(cfg, model, batches, samples)
+    # A detector's images are large, and only one of them is needed here.
+    predicts = part == 'model' and not hasattr(model, 'head')
+    inputs, labels = _preprocess(cfg, model, batches[:1] if predicts else
+                                 batches, samples)
     if not inputs:
         raise UserError(f'{cfg.filename}: the validation set is empty, so '
                         'there is nothing to compare on')
@@ -145,15 +151,31 @@ def export(cfg: Config,
         kept = [i for i, x in enumerate(inputs) if x.shape == example.shape]
         inputs, labels = ([values[i] for i in kept]
                           for values in (inputs, labels))
-    reference = make_network(unmerged, part, example)
     network = make_network(model, part, example)
+    if network.predicts:
+        check_predicting(cfg, network, format, precision, samples,
+                         dynamic_batch, dynamic_size)
+        metadata.update(network.settings())
     with replace_together(paths) as temporary:
-        write(network, example, temporary[0], format, precision,
-              dynamic_batch, dynamic_size, metadata, calibration)
+        try:
+            write(network, example, temporary[0], format, precision,
+                  dynamic_batch, dynamic_size, metadata, calibration)
+        except UserError as e:
+            if network.predicts and dynamic_size:
+                raise UserError(
+                    f'this {type(unmerged).__name__} cannot be exported for '
+                    f'any size, leave out --dynamic-size: {e}') from e
+            raise
         run = open_exported(temporary[0], format, precision)
-        verification = verify(reference, run, inputs, labels, precision, tol,
-                              max_drop, is_random, dynamic_batch,
-                              dynamic_size)
+        if network.predicts:
+            verification = compare_predictions(
+                cfg, unmerged, network, run, batches, precision, tol,
+                max_drop, is_random, dynamic_batch, dynamic_size)
+        else:
+            verification = verify(
+                make_network(unmerged, part, example), run, inputs, labels,
+                precision, tol, max_drop, is_random, dynamic_batch,
+                dynamic_size)
     return ExportReport(out, format, precision, metadata, verification)
 
 

@@ -9,6 +9,9 @@ from ..utils.building import scope_of
 from ..utils.errors import UserError
 from ..utils.files import MARK
 from ..version import __version__
+from .dense_detectors import DenseDetector
+from .segmentors import Segmentor
+from .two_stage import TwoStageDetector
 
 
 class Network(nn.Module):
@@ -17,6 +20,8 @@ class Network(nn.Module):
     Attributes:
         output_names (tuple[str]): 'logits', or 'feature_0' and so on.
     """
+
+    predicts = False  # features or logits, not what the toolbox predicts
 
     def __init__(self,
                  backbone: nn.Module,
@@ -44,22 +49,30 @@ class Network(nn.Module):
 
 
 @torch.no_grad()
-def make_network(model: nn.Module, part: str, example: Tensor) -> Network:
+def make_network(model: nn.Module, part: str, example: Tensor) -> nn.Module:
     """The part of a model that is exported, in eval mode.
 
     Args:
-        model (nn.Module): A classifier, or any model with a backbone.
+        model (nn.Module): A classifier, a detector, a segmentor, or any model
+            with a backbone.
         part (str): 'model' or 'backbone'.
         example (Tensor): An input, (1, C, H, W).
 
     Raises:
-        UserError: If the model has no such part.
+        UserError: If the model has no such part, or one that is not known.
     """
     if not hasattr(model, 'backbone'):
         raise UserError(f'a {type(model).__name__} has no backbone to export')
     if part == 'backbone':
         outputs = model.backbone.eval()(example)
         return Network(model.backbone, num_outputs=len(outputs)).eval()
+    size = tuple(example.shape[2:])
+    if hasattr(model, 'roi_head') and hasattr(model, 'rpn_head'):
+        return TwoStageDetector(model, size).eval()
+    if hasattr(model, 'bbox_head'):
+        return DenseDetector(model, size).eval()
+    if hasattr(model, 'decode_head'):
+        return Segmentor(model).eval()
     if not hasattr(model, 'head'):
         raise UserError(
             f'a {type(model).__name__} is exported by its backbone: take '

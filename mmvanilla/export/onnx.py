@@ -15,6 +15,7 @@ SUFFIX = '.onnx'
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 # ONNX Runtime's CPU provider has no bf16 convolution.
 PRECISIONS = ('fp32', 'int8')
+LAYERS = ['Conv', 'ConvTranspose', 'Gemm', 'MatMul']
 
 
 def write(network: nn.Module, example: Tensor, path: Path,
@@ -24,14 +25,16 @@ def write(network: nn.Module, example: Tensor, path: Path,
     import onnx
     model = onnx_model(network, example, shapes)
     if precision == 'int8':
-        model = _quantize(model, calibration)
+        # What is done with boxes must not be rounded.
+        model = _quantize(model, calibration,
+                          LAYERS if network.predicts else None)
     onnx.helper.set_model_props(
         model, {k: json.dumps(v) for k, v in metadata.items()})
     # Weights stay in the one file, which may have up to 2 GB.
     onnx.save(model, path)
 
 
-def _quantize(model, calibration: list[Tensor]):
+def _quantize(model, calibration: list[Tensor], operators):
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -57,6 +60,7 @@ def _quantize(model, calibration: list[Tensor]):
             target,
             Reader(),
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=operators,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8)

@@ -17,6 +17,7 @@ class Segmentor(nn.Module):
     """
 
     output_names = ('logits', 'labels')
+    predicts = True  # what the toolbox predicts, not features
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -28,6 +28,8 @@ class TwoStageDetector(nn.Module):
         UserError: If the detector has parts of another kind.
     """
 
+    predicts = True  # what the toolbox predicts, not features
+
     def __init__(self, model: nn.Module, input_size: tuple[int, int]):
         super().__init__()
         _check_parts(model)

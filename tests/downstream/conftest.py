@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import pytest
+from downstream.runs import train_and_merge
 from downstream.shapes import generate
 
 
@@ -9,3 +10,17 @@ from downstream.shapes import generate
 def shapes(tmp_path_factory) -> Path:
     """A folder of coloured shapes, 400 to train on and 80 held out."""
     return generate(tmp_path_factory.mktemp('shapes'))
+
+
+@pytest.fixture(scope='session')
+def runs(shapes, tmp_path_factory):
+    """Each model's run, done when it is first asked for."""
+    done = {}
+
+    def get(name):
+        if name not in done:
+            done[name] = train_and_merge(name, shapes,
+                                         tmp_path_factory.mktemp(name))
+        return done[name]
+
+    return get

@@ -18,7 +18,6 @@ from downstream.runs import (  # noqa: E402
     build,
     data_options,
     one_step,
-    train_and_merge,
     without_pretrained,
 )
 from mmdet.apis import DetInferencer  # noqa: E402
@@ -37,20 +36,6 @@ FULL = {
 }
 GOAL = {'retinanet': ('coco/bbox_mAP_50', 0.7),
         'mask-rcnn': ('coco/segm_mAP_50', 0.6)}
-
-
-@pytest.fixture(scope='module')
-def runs(shapes, tmp_path_factory):
-    """Each detector's run, done when it is first asked for."""
-    done = {}
-
-    def get(name):
-        if name not in done:
-            done[name] = train_and_merge(name, shapes,
-                                         tmp_path_factory.mktemp(name))
-        return done[name]
-
-    return get
 
 
 def batch(height: int, width: int, count: int = 1) -> dict:

@@ -16,7 +16,6 @@ from downstream.runs import (  # noqa: E402
     CONFIGS,
     build,
     one_step,
-    train_and_merge,
     without_pretrained,
 )
 from mmengine.structures import PixelData  # noqa: E402
@@ -29,9 +28,8 @@ FULL = (
 
 
 @pytest.fixture(scope='module')
-def run(shapes, tmp_path_factory):
-    return train_and_merge('upernet', shapes,
-                           tmp_path_factory.mktemp('upernet'))
+def run(runs):
+    return runs('upernet')
 
 
 def batch(height: int, width: int, count: int = 1) -> dict:

@@ -1,0 +1,86 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+NEEDS = 'the README tells how to install the toolboxes'
+pytest.importorskip('mmseg', reason=f'no mmseg: {NEEDS}')
+pytest.importorskip(
+    'mmcv.ops',
+    reason=f'mmcv has no compiled ops: {NEEDS}',
+    exc_type=ImportError)
+pytest.importorskip('onnxruntime')
+pytest.importorskip('openvino')
+
+from downstream import heads  # noqa: E402
+
+from mmvanilla.export import export  # noqa: E402
+from mmvanilla.export.backends import (  # noqa: E402
+    open_exported,
+    read_metadata,
+    write,
+)
+from mmvanilla.export.network import make_network  # noqa: E402
+from mmvanilla.utils.building import read_config  # noqa: E402
+from mmvanilla.utils.errors import UserError  # noqa: E402
+
+
+@pytest.mark.parametrize('format', ['onnx', 'openvino'])
+def test_segments_as_the_toolbox_does(runs, shapes, tmp_path, format):
+    run = runs('upernet')
+    cfg = read_config(str(run.merged_config))
+    out = tmp_path / ('model.onnx' if format == 'onnx' else 'model.xml')
+    report = export(cfg, run.checkpoint, out, format, dynamic_batch=True)
+    metrics = run.test()
+    for key, (before, after) in report.verification.metrics.items():
+        assert round(before, 3) == round(after, 3) == round(metrics[key], 3)
+
+    # mIoU by hand, in batches of four.
+    metadata = read_metadata(out, format)
+    infer = open_exported(out, format)
+    order = -1 if metadata['channel_order'] == 'BGR' else 1
+    counts = np.zeros((4, 4))
+    paths = sorted((shapes / 'val').iterdir())
+    for i in range(0, len(paths), 4):
+        pixels = np.stack([
+            np.asarray(Image.open(p).convert('RGB'), np.float32)
+            for p in paths[i:i + 4]
+        ])[..., ::order]
+        x = (pixels - metadata['mean']) / metadata['std']
+        x = torch.from_numpy(x.astype(np.float32)).permute(0, 3, 1, 2)
+        logits, labels = infer(x.contiguous())
+        assert torch.equal(logits.argmax(1), labels)
+        for path, found in zip(paths[i:i + 4], labels.numpy()):
+            truth = np.asarray(Image.open(shapes / 'val_masks' / path.name))
+            known = truth > 0
+            np.add.at(counts, (truth[known] - 1, found[known]), 1)
+    hits = counts.diagonal()
+    iou = hits / (counts.sum(0) + counts.sum(1) - hits)
+    assert 100 * iou.mean() == pytest.approx(metrics['mIoU'], abs=0.006)
+
+
+@pytest.mark.parametrize('change,kwargs,message', [
+    ({}, dict(dynamic_size=True), '--dynamic-size'),
+    ({'model.test_cfg.mode': 'slide'}, {}, "test_cfg.mode is 'slide'"),
+])
+def test_refusals(runs, tmp_path, change, kwargs, message):
+    run = runs('upernet')
+    cfg = read_config(str(run.merged_config), change)
+    with pytest.raises(UserError, match=message):
+        export(cfg, run.merged, tmp_path / 'model.onnx', samples=8, **kwargs)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['FCN', 'OCRNet', 'SegFormer'])
+def test_other_heads(name, tmp_path):
+    _, model, _, _ = heads.train_and_merge(name)
+    network = make_network(model, 'model', torch.zeros(1, 3, 64, 64))
+    x = torch.randn(1, 3, 64, 64)
+    write(network, x, tmp_path / 'model.onnx', 'onnx')
+    with torch.no_grad(), heads.scope(name):
+        sample, = model.predict(x)
+    logits, labels = open_exported(tmp_path / 'model.onnx', 'onnx')(x)
+    torch.testing.assert_close(
+        logits[0], sample.seg_logits.data, rtol=1e-4, atol=1e-5)
+    assert (labels == sample.pred_sem_seg.data).float().mean() > 0.999

@@ -1,0 +1,42 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""MMVANILLA_ALL_HEADS=1 also tests the heads that take long."""
+import os
+
+import pytest
+import torch
+
+NEEDS = 'the README tells how to install the toolboxes'
+for package in ('mmdet', 'mmseg'):
+    pytest.importorskip(package, reason=f'no {package}: {NEEDS}')
+pytest.importorskip(
+    'mmcv.ops',
+    reason=f'mmcv has no compiled ops: {NEEDS}',
+    exc_type=ImportError)
+
+from downstream.heads import (  # noqa: E402
+    DETECTORS,
+    SEGMENTORS,
+    compare,
+    train_and_merge,
+)
+
+# Seconds each, or tested in test_detection.py and test_segmentation.py.
+SLOW = {
+    'FreeAnchor', 'FoveaBox', 'PAA', 'GFL', 'VarifocalNet', 'Faster R-CNN',
+    'Mask R-CNN', 'Cascade R-CNN', 'Sparse R-CNN', 'SOLOv2',
+    'Deformable DETR', 'DINO', 'PSPNet', 'DeepLabV3+', 'UPerNet'
+}
+HEADS = [
+    name for name in [*DETECTORS, *SEGMENTORS]
+    if name not in SLOW or os.environ.get('MMVANILLA_ALL_HEADS')
+]
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_trains_and_merges(name):
+    model, merged, loss, unmoved = train_and_merge(name)
+    assert torch.isfinite(loss)
+    assert not unmoved
+    error, (total, same) = compare(name, model, merged)
+    assert error < 1e-5
+    assert total > 0 and same >= 0.99 * total

@@ -116,8 +116,9 @@ def test_lambda_is_one_without_a_hook():
     assert {m.lam for m in model.modules() if hasattr(m, 'lam')} == {1.0}
 
 
-def readme_table() -> dict:
-    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+def table_of_the_docs() -> dict:
+    page = ROOT / 'docs' / 'en' / 'detection_segmentation.md'
+    text = page.read_text(encoding='utf-8')
     between = re.search(
         r'<!-- out-indices -->(.*)<!-- out-indices -->', text, re.S).group(1)
     rows = [[cell.strip(' `') for cell in line.strip('|').split('|')]
@@ -131,8 +132,8 @@ def numbers(cell: str) -> list:
     return [int(n) for n in re.findall(r'-?\d+', cell)]
 
 
-def test_readme_table_of_out_indices():
-    table = readme_table()
+def test_table_of_out_indices():
+    table = table_of_the_docs()
     assert list(table) == list(VanillaNet.arch_settings)
     assert len(table) == 11
     for arch, (out_indices, channels, strides) in table.items():

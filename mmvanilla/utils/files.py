@@ -19,6 +19,8 @@ from .errors import DISK_ERRORS, UserError
 # meta or its metadata. A file without it is not replaced unasked.
 MARK = 'written by mmvanilla'
 PREFIX = '.mmvanilla-'
+# For the descriptor of a lock, where the file system has none.
+NO_LOCKS = -1
 
 
 def signed(text: str) -> str:
@@ -163,7 +165,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def _temporary_folder(parent: Path) -> Iterator[Path]:
     """A folder of a random name, locked as long as its process lives."""
     for old in parent.glob(f'{PREFIX}*'):
-        if (lock := _lock(old)) is not None:
+        lock = _lock(old)
+        if lock not in (None, NO_LOCKS):
             shutil.rmtree(old, ignore_errors=True)
             os.close(lock)
     with _exit_on_sigterm():
@@ -175,11 +178,16 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+            if lock != NO_LOCKS:
+                os.close(lock)
 
 
 def _lock(folder: Path) -> int | None:
-    """A file descriptor that locks a folder; None if that is not possible."""
+    """A file descriptor that locks a folder.
+
+    None if the folder is gone or another process has it, :data:`NO_LOCKS` if
+    its file system has no locks.
+    """
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
@@ -188,8 +196,11 @@ def _lock(folder: Path) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(lock), os.stat(folder)):
             return lock
-    except OSError:
+    except (BlockingIOError, FileNotFoundError):
         pass
+    except OSError:
+        os.close(lock)
+        return NO_LOCKS
     os.close(lock)
     return None
 

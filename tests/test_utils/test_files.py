@@ -1,4 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -206,3 +208,13 @@ def test_disk_is_full(tmp_path, small_disk, write):
             write(temporary)
     assert target.read_text() == 'old'
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(fcntl, 'flock', no_locks)
+    with replace_atomically(tmp_path / 'a.txt') as temporary:
+        temporary.write_text('new')
+    assert [path.name for path in tmp_path.iterdir()] == ['a.txt']

@@ -25,7 +25,7 @@ from mmvanilla.utils.errors import UserError
 
 
 class Recorder(Hook):
-    """Note lambda of every brick as each iteration begins."""
+    """Note lambda of every layer as each iteration begins."""
 
     priority = 'LOWEST'
 
@@ -353,7 +353,7 @@ def one_process(tmp_path):
 
 @pytest.mark.parametrize('wrapper', ['ddp', 'fsdp'])
 def test_finds_bricks_through_wrappers(one_process, wrapper):
-    # FSDP trains on accelerators only; that its wrapping hides no brick, and
+    # FSDP trains on accelerators only; that its wrapping hides no layer, and
     # leaves lambda in its state dict, shows without.
     cfg = tiny_cfg('unused')
     model = build_model(cfg)

@@ -79,7 +79,7 @@ def test_from_training_to_what_ships(name, tmp_path):
         expected = source(x)
     assert switch_to_deploy(source) == LAYERS[name]
 
-    # What the hook wrote builds by itself and gives the same answers, and the
+    # What the hook wrote builds by itself and has the same outputs, and the
     # tool writes the same.
     report = reparameterize(
         Config.fromfile(config), checkpoint, tmp_path / 'out.pth', 1e-3, 8)

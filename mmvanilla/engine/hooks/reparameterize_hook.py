@@ -23,8 +23,8 @@ class ReparameterizeHook(Hook):
             it, or 'last'. Where the best one was saved before lambda reached
             1, it cannot be merged, and the last one is taken, with a warning.
             Defaults to 'best'.
-        tol (float): The largest difference that is let pass, relative to the
-            largest output. Defaults to 1e-4.
+        tol (float): Maximum allowed relative error of an output.
+            Defaults to 1e-4.
         samples (int): How many validation samples to compare on.
             Defaults to 64.
 

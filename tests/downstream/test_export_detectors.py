@@ -153,8 +153,8 @@ def test_nothing_found(exported, name, format):
         (0, 4), (0, ), (0, ), (0, 28, 28)][:len(outputs)]
 
 
-@pytest.mark.parametrize('name', ['FCOS', 'ATSS', 'FreeAnchor',
-                                  'VarifocalNet', 'Faster R-CNN'])
+@pytest.mark.parametrize('name',
+                         ['FCOS', 'ATSS', 'FreeAnchor', 'VarifocalNet'])
 def test_other_heads(name, tmp_path):
     _, model, _, _ = heads.train_and_merge(name)
     network = make_network(model, 'model', torch.zeros(1, 3, 64, 64))

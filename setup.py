@@ -9,8 +9,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 version = runpy.run_path(str(ROOT / 'mmvanilla' / 'version.py'))['__version__']
 
-# The two lines of OpenMMLab releases own the same import packages, so neither
-# is required by default: installing one over the other breaks both.
+# OneDL's and the original OpenMMLab releases share their import names, so
+# neither is required by default: installing one over the other breaks both.
 onedl = ['onedl-mmpretrain>=1.3.6', 'onedl-mmengine>=0.10.12',
          'onedl-mmcv>=2.3.6']
 openmmlab = ['mmpretrain>=1.2.0', 'mmengine>=0.10.7', 'mmcv-lite>=2.0.0']
@@ -22,7 +22,7 @@ docs = ['sphinx', 'myst-parser', 'furo', 'nbclient', 'ipykernel']
 
 
 class BuildWithMim(build_py):
-    """Bring configs and tools in `.mim`, where OpenMMLab looks for them.
+    """Put configs and tools into `.mim`, where OpenMMLab looks for them.
 
     A wheel gets copies, an editable install gets links.
     """

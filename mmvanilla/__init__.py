@@ -1,5 +1,9 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""VanillaNet for the OpenMMLab toolboxes; importing it registers it."""
+"""VanillaNet for the OpenMMLab toolboxes.
+
+Importing the package registers its layers, models, hooks, data sets and
+metrics, and raises ImportError if a required package is missing or too old.
+"""
 from .utils.requirements import check_requirements
 from .version import __version__
 

@@ -1,8 +1,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What a checkpoint's pickle may name, and what stands for each name.
+"""The names that a checkpoint's pickle may use, and their functions.
 
-The table is closed: what other packages register with torch or pickle has no
-part in it. Each name stands for a function that checks its arguments.
+The table is closed: names that other packages register with torch or pickle
+are not in it. Each function checks its arguments.
 """
 import math
 from argparse import Namespace
@@ -32,11 +32,19 @@ STATISTICS = ('min', 'max', 'current', 'mean')
 
 
 class RefusedError(Exception):
-    """The file asks for something that no checkpoint needs."""
+    """A pickle uses a name or an opcode that no checkpoint needs."""
 
 
 class Global:
-    """What a name in a pickle stands for: a function that checks."""
+    """A name in a pickle: the function that it calls, or a storage's dtype.
+
+    Args:
+        name (str): Module and name, with dots.
+        call (Callable, optional): Checks its arguments and builds the
+            object. Defaults to None: the name must not be called.
+        dtype (torch.dtype, optional): For the class of a storage, its dtype.
+            Defaults to None.
+    """
 
     def __init__(self, name: str, call: Callable | None = None,
                  dtype: torch.dtype | None = None) -> None:
@@ -46,7 +54,7 @@ class Global:
 
 
 class Storage:
-    """Bytes of a tensor's numbers, and their type."""
+    """The elements of a tensor: their dtype, number and bytes."""
 
     def __init__(self, dtype: torch.dtype, numel: int,
                  data: torch.UntypedStorage) -> None:
@@ -56,13 +64,13 @@ class Storage:
 
 
 def need(condition: bool, what: str) -> None:
-    """Raise ValueError, saying what is wrong, unless a condition holds."""
+    """Raise ValueError with the text ``what`` unless ``condition`` holds."""
     if not condition:
         raise ValueError(what)
 
 
 def is_count(value) -> bool:
-    """Whether a value is a whole number that can count elements."""
+    """Whether a value is an integer from 0 to 2**62 - 1."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
@@ -73,12 +81,13 @@ def _is_shape(value) -> bool:
 
 
 def _tensor(storage, offset, size, stride, *_) -> torch.Tensor:
-    """A tensor, with each of its elements inside its storage."""
+    """Build a tensor whose elements are all inside its storage."""
     need(isinstance(storage, Storage), 'a tensor has no storage')
     need(is_count(offset) and _is_shape(size) and isinstance(stride, tuple)
          and all(map(is_count, stride)) and len(size) == len(stride),
          'a tensor has no valid shape')
-    # Expanded tensors repeat elements; no others may overlap.
+    # The elements of expanded tensors (stride 0) are counted once. No other
+    # elements may overlap.
     own = math.prod(n for n, step in zip(size, stride) if step or not n)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     need(not own or (last < storage.numel and own <= storage.numel),
@@ -129,7 +138,8 @@ def _ordered_dict(items=()) -> OrderedDict:
 
 
 def _dict(items=None) -> dict:
-    need(type(items) in (dict, OrderedDict, type(None)), 'a dict is no dict')
+    need(type(items) in (dict, OrderedDict, type(None)),
+         'a dict is made of another object')
     return dict(items or {})
 
 
@@ -149,7 +159,7 @@ def _size(items=()) -> tuple:
 
 
 def _statistic(owner, name) -> Global:
-    """Stand in for ``getattr``, which HistoryBuffers name for statistics."""
+    """Replace ``getattr``, with which HistoryBuffers name statistics."""
     if (isinstance(owner, Global) and owner.name == HISTORY
             and name in STATISTICS):
         return GLOBALS[f'{HISTORY}.{name}']
@@ -157,7 +167,11 @@ def _statistic(owner, name) -> Global:
 
 
 def checked_key(key):
-    """The key of a dict, if it is a string or an integer."""
+    """Return a dict's key if it is a string or an integer.
+
+    Raises:
+        ValueError: If it is not.
+    """
     # Hashing a deeply nested tuple overflows the stack.
     need(type(key) in (str, int), 'a key is neither a string nor an integer')
     return key
@@ -197,13 +211,18 @@ GLOBALS.update({
 
 
 def set_state(target, state) -> None:
-    """What the opcode BUILD does to an object of each class."""
+    """Set an object's state, as the opcode BUILD does.
+
+    Raises:
+        RefusedError: If objects of its class have no state here.
+        ValueError: If the state is not valid.
+    """
     if type(target) is np.ndarray:
         _, shape, dtype, fortran, data = state
         need(_is_shape(shape) and isinstance(dtype, np.dtype)
              and type(fortran) is bool and type(data) is bytes
              and len(data) == math.prod(shape) * dtype.itemsize,
-             'an array is not as long as its shape says')
+             'the data of an array does not fit its shape')
         target.__setstate__((1, shape, dtype, fortran, data))
     elif isinstance(target, np.dtype):
         need(type(state) is tuple and state[1:] in (
@@ -221,7 +240,7 @@ def set_state(target, state) -> None:
              'a Namespace has no names')
         vars(target).update(state)
     elif type(target) is OrderedDict and list(state) == ['_metadata']:
-        # Versions of a state dict's modules.
+        # Versions of the modules in a state dict.
         target._metadata = OrderedDict(
             (key, dict(version=value['version']))
             for key, value in state['_metadata'].items()

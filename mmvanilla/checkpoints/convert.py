@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Converting a checkpoint file between the authors' format and ours."""
+import re
 from pathlib import Path
 
 import torch
@@ -29,28 +30,30 @@ def convert(src: str | Path,
             force: bool = False) -> str:
     """Convert a checkpoint file between the authors' format and ours.
 
-    Beside ``dst`` it writes a config with the same name that builds the
-    network, with ImageNet's test pipeline or that of COCO, and loads the
-    file. There and back the weights are bit-identical.
+    Beside ``dst`` it writes a config with the suffix ``.py`` that builds the
+    network, with the test pipeline of ImageNet or COCO, and loads the file.
+    Weights converted to the other format and back are bit-identical.
 
     Args:
-        src (str | Path): The file to read, of a classifier, or of one of the
-            two official detectors.
+        src (str | Path): The file to read: a classifier, or one of the two
+            official detectors.
         dst (str | Path): The file to write.
         to (str): 'mmvanilla' or 'authors'. Defaults to 'mmvanilla'.
         key (str, optional): The entry of the authors' file that is read or
-            written. Defaults to None: reads 'model_ema', or 'model' where
-            there is none, and writes 'model'. Detectors have 'state_dict'.
+            written. Defaults to None: reads 'model_ema', or 'model' if there
+            is none, and writes 'model'. Detectors always have 'state_dict'.
         force (bool): Whether to replace files that mmvanilla did not write.
             Defaults to False.
 
     Returns:
-        str: What was converted, in some lines.
+        str: Lines that name the files, the network and open questions.
 
     Raises:
-        UserError: If ``src`` cannot be read or is in another format, or
-            ``dst`` cannot be written; neither file is left then.
+        UserError: If ``src`` cannot be read or is in another format, ``dst``
+            cannot be written, or ``to`` is unknown. No file is left then.
     """
+    if to not in ('mmvanilla', 'authors'):
+        raise UserError(f'to must be mmvanilla or authors, got {to}')
     src, dst = Path(src), Path(dst)
     config = dst.with_suffix('.py')
     if dst == config:
@@ -81,14 +84,9 @@ def convert(src: str | Path,
         notes = _settle_arch(model, name)
         cfg = _test_config(model, load_from)
         title = f'{model["head"]["num_classes"]} classes'
-    try:
-        with replace_together([dst, config]) as (weights, py):
-            torch.save(checkpoint, weights)
-            py.write_text(signed(cfg.pretty_text), encoding='utf-8')
-    except (OSError, RuntimeError) as e:  # torch's writer raises the latter
-        size = sum(value.nbytes for value in state_dict.values())
-        raise UserError(f'cannot write {dst}, which needs {size / 1e6:.0f} '
-                        f'MB: {getattr(e, "strerror", None) or e}') from e
+    with replace_together([dst, config]) as (weights, py):
+        torch.save(checkpoint, weights)
+        py.write_text(signed(cfg.pretty_text), encoding='utf-8')
     backbone = cfg.model.backbone
     return '\n'.join([
         f'{src} -> {dst} and {config}',
@@ -99,7 +97,7 @@ def convert(src: str | Path,
 
 
 def _to_authors(src: Path, key: str | None) -> tuple[dict, dict, dict]:
-    """Read a file of ours: its state dict, meta, and the authors' form."""
+    """Read a file of ours: state dict, meta, the authors' checkpoint."""
     content = read_checkpoint(src)
     state_dict = content.get('state_dict')
     if state_dict is None:
@@ -120,7 +118,12 @@ def _to_authors(src: Path, key: str | None) -> tuple[dict, dict, dict]:
 
 
 def _settle_arch(model: dict, name: str) -> list[str]:
-    """Settle what tensors cannot tell by names, and say what is left open."""
+    """Set ``arch`` by name where tensors do not tell; return open questions.
+
+    Args:
+        model (dict): The model's config, changed in place.
+        name (str): Names of the model and of the file.
+    """
     arch = model['backbone']['arch']
     if isinstance(arch, dict):
         return [
@@ -128,9 +131,9 @@ def _settle_arch(model: dict, name: str) -> list[str]:
             'the width grows, and no adaptive pooling. Correct arch in the '
             'config if the network was another.'
         ]
-    if arch == '13-x1.5' and 'ada' in name:
+    if arch == '13-x1.5' and re.search('(?<![a-z])ada(?![a-z])', name):
         model['backbone']['arch'] = '13-x1.5-ada'
-    elif arch == '13-x1.5' and 'x1_5' not in name:
+    elif arch == '13-x1.5' and not re.search('x1[._]5', name):
         return [
             'The tensors of 13-x1.5 and of 13-x1.5-ada are alike, and neither '
             'the file nor its args name one: 13-x1.5 is taken. Correct arch '
@@ -140,7 +143,7 @@ def _settle_arch(model: dict, name: str) -> list[str]:
 
 
 def _test_config(model: dict, load_from: str) -> Config:
-    """Config that tests a model on ImageNet."""
+    """Make a config that tests a model on ImageNet."""
     base = root() / 'configs' / '_base_'
     config = Config.fromfile(base / 'default_runtime.py')
     data = Config.fromfile(base / 'datasets' / 'imagenet.py')

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Downloading a checkpoint into torch.hub's cache, whole or not at all."""
+"""Downloading a checkpoint into torch.hub's cache, atomically."""
 import shutil
 from http.client import HTTPException
 from pathlib import Path
@@ -19,7 +19,11 @@ TIMEOUT = 30  # seconds without a byte
 
 
 def cache_path(url: str) -> Path:
-    """Where torch and mmengine keep the file of an address."""
+    """Path of a URL's file in the cache of torch and mmengine.
+
+    Raises:
+        UserError: If the URL does not end in the name of a file.
+    """
     name = Path(urlparse(url).path).name
     if not name:
         raise UserError(f'{url} does not end in the name of a file')
@@ -27,19 +31,26 @@ def cache_path(url: str) -> Path:
 
 
 def download(url: str, path: Path) -> Path:
-    """Download a checkpoint, unless it is there; returns its path.
+    """Download a checkpoint, unless the file exists.
 
     Of several processes on a machine the first downloads and the others wait.
 
+    Args:
+        url (str): Where to download from.
+        path (Path): The file to write.
+
+    Returns:
+        Path: ``path``.
+
     Raises:
-        UserError: If that fails, or what arrives is not a checkpoint.
+        UserError: If the download fails, or the file is not a checkpoint.
     """
     try:
         if get_local_rank() == 0 and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_atomically(path) as part:
                 _fetch(url, part)
-                # A server may answer with a page that says "not found".
+                # A server may send an error page instead.
                 read_checkpoint(part)
     except (OSError, ValueError, HTTPException, UserError) as e:
         reason = getattr(e, 'strerror', None) or e

@@ -5,12 +5,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ..utils.errors import UserError
+from ..utils.terminal import some
 from .download import cache_path, download
-from .official import _some, from_authors, is_official_detector
+from .official import from_authors, is_official_detector
 from .safe_load import read_checkpoint
 from .validate import check_state_dict
 
-# The authors' published weights: the file's name, and what it is.
+# The authors' published weights: name of the file, arguments of the network.
 PUBLISHED = {
     **{f'vanillanet_{n}': dict(arch=str(n)) for n in range(5, 14)},
     'vanillanet_13_x1_5': dict(arch='13-x1.5'),
@@ -27,7 +28,7 @@ URL = 'https://github.com/huawei-noah/VanillaNet/releases/download/ckpt/'
 
 def read_official_file(path: Path,
                        key: str | None = None) -> tuple[dict, dict]:
-    """Read a file of the authors' format.
+    """Read a file in the authors' format.
 
     Args:
         path (Path): The file.
@@ -35,8 +36,8 @@ def read_official_file(path: Path,
             or 'model' where there is none, or the file is a state dict.
 
     Returns:
-        tuple: The state dict under our names, and meta: ``model``, the name
-        of the model, and for a detector ``dataset_meta``.
+        tuple: The state dict with our keys, and meta: ``model``, the name of
+        the model, and for a detector ``dataset_meta``.
 
     Raises:
         UserError: If it is not in that format.
@@ -52,17 +53,17 @@ def read_official_file(path: Path,
                         'converting')
     elif key is None:
         keys = [k for k in ('model_ema', 'model') if k in checkpoint]
-        # A bare state dict is one as well.
+        # A file without either may be a state dict itself.
         state_dict = checkpoint[keys[0]] if keys else checkpoint
     elif key in checkpoint:
         state_dict = checkpoint[key]
     else:
         raise UserError(f'{path} holds no {key}, but '
-                        f'{_some(list(checkpoint))}')
+                        f'{some(list(checkpoint))}')
     if not isinstance(state_dict, dict) or not any(
             isinstance(value, Tensor) for value in state_dict.values()):
         raise UserError(f"{path} is not in the authors' format: it holds "
-                        f'{_some(list(checkpoint)) or "nothing"}, and neither '
+                        f'{some(list(checkpoint)) or "nothing"}, and neither '
                         'model_ema nor model with tensors')
     check_state_dict(state_dict, str(path))
     try:
@@ -78,14 +79,16 @@ def read_official_file(path: Path,
 
 
 def read_official(name: str) -> dict:
-    """Read official weights as a checkpoint of ours.
+    """Read official weights as a checkpoint in our format.
 
-    ``vanillanet://vanillanet_6`` is downloaded once, into ``torch.hub``'s
-    cache; ``vanillanet:///any/file.pth`` is a file.
+    Args:
+        name (str): ``vanillanet://vanillanet_6``, a published file that is
+            downloaded once, into ``torch.hub``'s cache, or
+            ``vanillanet:///any/file.pth``, a local file.
 
     Returns:
-        dict: ``state_dict``, the averaged weights where there are any, and
-        ``meta``.
+        dict: ``state_dict``, which is the averaged weights if the file has
+        them, and ``meta``.
 
     Raises:
         UserError: If the name is not a published one, the file is in another
@@ -96,7 +99,11 @@ def read_official(name: str) -> dict:
 
 
 def official_path(name: str) -> Path:
-    """Where official weights lie, downloaded if they are not there."""
+    """Path of official weights, downloaded if they are not in the cache.
+
+    Raises:
+        UserError: If the name is not a published one or the download fails.
+    """
     name = name.removeprefix(SCHEME)
     if name.startswith('/'):
         return Path(name)

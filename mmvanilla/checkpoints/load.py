@@ -6,16 +6,13 @@ from torch import nn
 
 from ..utils.errors import UserError
 from .loaders import load_checkpoint
-from .validate import check_state_dict
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> dict:
-    """Load a checkpoint, every key of it, into a model.
-
-    A checkpoint without lambda loads as lambda 1.
+    """Load a checkpoint's weights into a model, in place and strictly.
 
     Args:
-        model (nn.Module): What to load into, in place.
+        model (nn.Module): The model.
         checkpoint (str): A checkpoint of mmengine, a state dict, or a name
             with ``vanillanet://``.
 
@@ -26,30 +23,28 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict:
         UserError: If the file is not a checkpoint or does not fit the model.
     """
     content = load_checkpoint(checkpoint)
-    check_fit(model, content.get('state_dict', content), checkpoint)
+    load_state_dict(model, content.get('state_dict', content), checkpoint)
     return content.get('meta', {})
 
 
 def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
-    """Check the values of a state dict and load every key of it.
+    """Load a state dict into a model, in place and strictly.
+
+    Lambda and counters of batches may be missing: lambda is then 1. Layers
+    may merge an earlier form while they load, so the keys can only be checked
+    by loading them.
+
+    Args:
+        model (nn.Module): The model.
+        state_dict (dict): Its values have been checked, as
+            :func:`load_checkpoint` does.
+        source (str): Where it comes from, for the error.
 
     Raises:
-        UserError: As :func:`check_state_dict` and :func:`check_fit`.
+        UserError: If keys are missing, unexpected or mismatched; names the
+            first few. Some of the weights may have been loaded then.
     """
-    check_state_dict(state_dict, source)
-    check_fit(model, state_dict, source)
-
-
-def check_fit(model: nn.Module, state_dict: dict, source: str) -> None:
-    """Load a state dict, and refuse one that is not of the model.
-
-    Layers may merge an earlier form while they load, so that only loading
-    tells whether every key is used.
-
-    Raises:
-        UserError: If keys or shapes do not fit; names the first few.
-    """
-    # A wrapper around the saved model puts its name before the keys.
+    # Wrappers such as DDP add this prefix.
     state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
     problems = {}
     try:
@@ -64,8 +59,6 @@ def check_fit(model: nn.Module, state_dict: dict, source: str) -> None:
         problems.setdefault(key, 'is missing')
     for key in found.unexpected_keys:
         problems.setdefault(key, 'is not in the model')
-    # Lambda is 1 where a checkpoint does not tell, and counters of batches
-    # do not change outputs.
     texts = [
         f'{key} {problem}' for key, problem in problems.items()
         if not key.endswith(('.lam', '.num_batches_tracked'))
@@ -77,7 +70,7 @@ def check_fit(model: nn.Module, state_dict: dict, source: str) -> None:
 
 
 def _mismatched(error: RuntimeError) -> dict[str, str]:
-    """Read off torch's error which entries have another shape."""
+    """Parse torch's error: which entries have another shape."""
     found = re.findall(
         r'size mismatch for (\S+): copying a param with shape '
         r'torch\.Size\(\[(.*?)\]\) from checkpoint, the shape in current '

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Checkpoints by name, and mmengine's own loaders replaced by safe ones."""
+"""Load checkpoints by name; replace mmengine's loaders by safe ones."""
 from pathlib import Path
 
 from mmengine.fileio import get_local_path
@@ -34,25 +34,25 @@ ZOOS = {
 
 
 def load_checkpoint(name: str | Path) -> dict:
-    """Load a checkpoint by its path, its address or its name.
+    """Load a checkpoint by its path, its URL or its name.
 
-    It is what stands behind every place where OpenMMLab takes a checkpoint:
-    ``load_from``, ``init_cfg``, ``resume``, ``get_model`` and the tools.
+    OpenMMLab's ``load_from``, ``init_cfg``, ``resume``, ``get_model`` and
+    tools load every checkpoint with this function.
 
     Args:
         name (str | Path): A file, or a name with ``http(s)://``,
             ``vanillanet://``, or another scheme of mmengine.
 
     Returns:
-        dict: What the file holds, tensors on the CPU. Texts of configs are
-        left out, since mmengine would run them as Python.
+        dict: The content of the file, tensors on the CPU. Texts of configs
+        are removed, since mmengine would run them as Python.
 
     Raises:
         UserError: If it cannot be found, is not a checkpoint or is refused;
             see :func:`read_checkpoint` and :func:`check_state_dict`.
     """
     name = str(name)
-    scheme, _, model = name.partition('://')
+    scheme, _, _ = name.partition('://')
     if scheme and scheme not in ('http', 'https', *ZOOS) and (
             not name.startswith(SCHEME)):
         try:
@@ -80,7 +80,7 @@ def load_checkpoint(name: str | Path) -> dict:
         raise UserError(
             f'{name} holds no state_dict but {", ".join(map(str, content))}; '
             'if it is an official file of VanillaNet, give it as '
-            f'vanillanet://{Path(name).absolute()}')
+            f'vanillanet://{local_path(name).absolute()}')
     check_state_dict(content.get('state_dict', content), name)
     if 'ema_state_dict' in content:
         check_state_dict(content['ema_state_dict'], name)
@@ -89,7 +89,10 @@ def load_checkpoint(name: str | Path) -> dict:
 
 
 def local_path(name: str | Path) -> Path:
-    """Where the file of a checkpoint lies, downloaded if need be.
+    """Path of a checkpoint's file, downloaded if it is not in the cache.
+
+    Args:
+        name (str | Path): As in :func:`load_checkpoint`.
 
     Raises:
         UserError: If the name is not known or the download fails.
@@ -113,10 +116,11 @@ def local_path(name: str | Path) -> Path:
 
 
 def _leave_out_configs(content: dict) -> None:
-    """Take out the texts that mmengine evaluates as Python.
+    """Remove the texts that mmengine evaluates as Python.
 
-    Its runner evaluates ``meta['config']`` when it resumes, its inferencer
-    ``runtime_info['cfg']`` and ``meta['cfg']`` where no config is given.
+    Its runner evaluates ``meta['config']`` when it resumes. Its inferencer
+    evaluates ``runtime_info['cfg']`` and ``meta['cfg']`` if no config is
+    given.
     """
     hub = content.get('message_hub')
     info = hub.get('runtime_info') if isinstance(hub, dict) else None
@@ -133,8 +137,11 @@ def load_from_checked_file(filename: str,
     """Load a checkpoint for mmengine, as :func:`load_checkpoint`.
 
     Args:
-        filename (str): As mmengine's loaders take it.
-        map_location (str, optional): Not used, as mmengine copies what is
-            read into models and optimizers: the tensors are on the CPU.
+        filename (str): As in :func:`load_checkpoint`.
+        map_location (str, optional): Ignored: the tensors are on the CPU, and
+            mmengine copies them into models and optimizers.
+
+    Returns:
+        dict: The content of the file.
     """
     return load_checkpoint(filename)

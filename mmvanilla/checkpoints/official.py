@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""State dicts of the authors' release under our names, and back."""
+"""State-dict key mapping between the authors' format and ours."""
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..models import VanillaNet, VanillaNetHead
 from ..utils.errors import UserError
+from ..utils.terminal import some
 
-# Each row names one module: ours, the authors' in train form, the authors'
-# in deploy form. Both directions read this table and nothing else.
+# Each row is one module: our name, the authors' name in train form, the
+# authors' name in deploy form. Both directions of the mapping use this table.
 MODULES = [
     ('backbone.stem.conv.conv1', 'stem1.0', None),
     ('backbone.stem.conv.norm1', 'stem1.1', None),
@@ -39,7 +40,7 @@ def _rename(state_dict: dict[str, Tensor],
             keep_others: bool = False) -> dict[str, Tensor]:
     """Rename the modules of a state dict's entries, in the same order.
 
-    ``keep_others`` is for the neck and the heads of a detector.
+    ``keep_others`` keeps the keys of a detector's neck and heads.
     """
     renamed, unknown = OrderedDict(), []
     for key, value in state_dict.items():
@@ -57,13 +58,8 @@ def _rename(state_dict: dict[str, Tensor],
             unknown.append(key)
     if unknown:
         raise UserError(f'these are not the entries of a VanillaNet: '
-                        f'{_some(unknown)}')
+                        f'{some(unknown)}')
     return renamed
-
-
-def _some(names: list[str]) -> str:
-    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return ', '.join(map(str, names[:3])) + more
 
 
 def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -75,12 +71,12 @@ def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             has the prefix ``backbone.`` and whose other keys are mmdet's.
 
     Returns:
-        dict: Ours, for an ``ImageClassifier`` or a detector. In train form it
-        has lambda too, which is 1: the authors' networks are trained to their
-        end, and their format has no place for it.
+        dict: State dict of an ``ImageClassifier`` or a detector with our
+        keys. In train form it also has lambda, which is 1 in official weights
+        and not stored in their format.
 
     Raises:
-        UserError: If it has other entries, or lacks some.
+        UserError: If keys are missing, unexpected or mismatched.
     """
     if all(key.startswith('module.') for key in state_dict):
         state_dict = {k[len('module.'):]: v for k, v in state_dict.items()}
@@ -92,7 +88,7 @@ def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.endswith('.conv1.weight'):
             lam = key.replace('.conv1.weight', '.act.lam')
             ours[lam] = torch.tensor(1.0, dtype=torch.float64)
-    describe(ours) if not prefix else describe_backbone(ours)
+    _check(ours, detector=bool(prefix))
     return ours
 
 
@@ -100,18 +96,19 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Map the keys of our state dict to those of the authors' format.
 
     Args:
-        state_dict (dict): Ours, of an ``ImageClassifier`` or a detector, in
-            train or deploy form. The authors' format has no fine-tune form.
+        state_dict (dict): With our keys, of an ``ImageClassifier`` or a
+            detector, in train or deploy form.
 
     Returns:
-        dict: The same under the authors' keys.
+        dict: The same tensors with the authors' keys.
 
     Raises:
-        UserError: If it has other entries or lacks some, or if lambda is not
-            1, which their format cannot tell.
+        UserError: If keys are missing, unexpected or mismatched, lambda is
+            not 1, or the state dict is in fine-tune form. The authors' format
+            has neither.
     """
     detector = is_detector(state_dict)
-    describe_backbone(state_dict) if detector else describe(state_dict)
+    _check(state_dict, detector)
     if 'backbone.stem.conv.conv.weight' in state_dict:
         raise UserError("the state dict is in fine-tune form, which the "
                         "authors' format does not have: merge it to deploy "
@@ -121,8 +118,8 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if not key.endswith('.act.lam'):
             tensors[key] = value
         elif value != 1:
-            raise UserError(f"{key} is {float(value):g}, and the authors' "
-                            'format can only tell a network whose lambda is 1')
+            raise UserError(f"{key} is {float(value):g}, but the authors' "
+                            'format has no lambda: it must be 1')
     form = 2 if 'backbone.stem.conv.weight' in state_dict else 1
     prefix = 'backbone.' if detector else ''
     names = {row[0]: f'{prefix}{row[form]}' for row in MODULES if row[form]}
@@ -130,34 +127,42 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_detector(state_dict: dict) -> bool:
-    """Whether a state dict of ours has a detector's neck and heads."""
+    """Whether a state dict with our keys is a detector's: it has a neck."""
     return any(str(key).startswith('neck.') for key in state_dict)
 
 
 def is_official_detector(state_dict: dict) -> bool:
-    """Whether a state dict is that of a detector in the authors' format."""
+    """Whether a state dict is a detector's in the authors' format."""
     return any(f'backbone.{key}' in state_dict
                for key in ('stem1.0.weight', 'stem.0.weight'))
 
 
-def describe(state_dict: dict[str, Tensor]) -> dict:
-    """Read off a state dict of ours what network it is of.
+def _check(state_dict: dict[str, Tensor], detector: bool) -> None:
+    if detector:
+        describe_backbone(state_dict)
+    else:
+        describe(state_dict)
 
-    The strides are not in the tensors. A stage has stride 2 where the width
-    grows and 1 where it does not, which holds for all published variants.
-    Adaptive pooling leaves no trace at all: '13-x1.5' may be '13-x1.5-ada'.
+
+def describe(state_dict: dict[str, Tensor]) -> dict:
+    """Infer a classifier's config from a state dict with our keys.
+
+    The tensors do not hold the strides. A stage is taken to have stride 2 if
+    its width is larger than that of the stage before, and 1 if not, which is
+    right for all published variants. The tensors of '13-x1.5-ada' have the
+    same shapes as those of '13-x1.5', which is returned for both.
 
     Args:
         state_dict (dict): Of an ``ImageClassifier``, in any of the three
             forms.
 
     Returns:
-        dict: Config of the ``ImageClassifier``. ``arch`` is the name of the
-        published variant, or a dict where it is none.
+        dict: Config of the ``ImageClassifier``. ``arch`` is the name of a
+        published variant, or a dict if the widths are those of none.
 
     Raises:
-        UserError: If it is not the state dict of a VanillaNet, entry by entry
-            and shape by shape; names the first few that are not.
+        UserError: If keys are missing, unexpected or mismatched; names the
+            first few.
     """
     backbone = describe_backbone(state_dict)
     form = {k: v for k, v in backbone.items()
@@ -169,8 +174,8 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
         if last == 'conv2.weight':
             in_channels = state_dict['head.classifier.conv1.weight'].shape[1]
     except (KeyError, ValueError, IndexError) as e:
-        raise UserError('head.classifier of a VanillaNet is not there, but '
-                        f'{_some(list(state_dict))}') from e
+        raise UserError('head.classifier of a VanillaNet is missing; the '
+                        f'keys are {some(list(state_dict))}') from e
     head = dict(
         type='VanillaNetHead',
         num_classes=num_classes,
@@ -184,16 +189,16 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
 
 
 def describe_backbone(state_dict: dict[str, Tensor]) -> dict:
-    """Read off a state dict of ours what backbone it has.
+    """Infer a backbone's config from a state dict with our keys.
 
     Returns:
         dict: Config of the ``VanillaNet``, as in :func:`describe`.
 
     Raises:
-        UserError: If its backbone is not a VanillaNet, entry by entry and
-            shape by shape; names the first few that are not.
+        UserError: If keys of the backbone are missing, unexpected or
+            mismatched; names the first few.
     """
-    # Of a stage's convolution: its first and its last layer, in each form.
+    # The first and the last weight of a stage's convolution, in each form.
     form = dict(deploy=False)
     first, last = 'conv1.weight', 'conv2.weight'
     if 'backbone.stem.conv.weight' in state_dict:
@@ -209,8 +214,8 @@ def describe_backbone(state_dict: dict[str, Tensor]) -> dict:
         series = state_dict['backbone.stem.act.conv.weight'].shape[-1]
         in_channels = state_dict[f'backbone.stem.conv.{first}'].shape[1]
     except (KeyError, IndexError) as e:
-        raise UserError(f'the entry {e} of a VanillaNet is not there, but '
-                        f'{_some(list(state_dict))}') from e
+        raise UserError(f'the entry {e} of a VanillaNet is missing; the '
+                        f'keys are {some(list(state_dict))}') from e
     strides = [1 + (b > a) for a, b in zip(dims, dims[1:])]
     arch = dict(dims=dims, strides=strides)
     for name, setting in VanillaNet.arch_settings.items():
@@ -226,7 +231,7 @@ def describe_backbone(state_dict: dict[str, Tensor]) -> dict:
 
 
 def _check_entries(entries: dict, build: Callable, prefix: str) -> None:
-    """Refuse entries that are not those of the module that is built."""
+    """Refuse entries whose keys or shapes are not those of a module."""
     try:
         with torch.device('meta'):
             wanted = build().state_dict()
@@ -242,6 +247,5 @@ def _check_entries(entries: dict, build: Callable, prefix: str) -> None:
     # A checkpoint without lambda loads as lambda 1.
     wrong = [key for key in wrong if not key.endswith('.act.lam')]
     if wrong:
-        raise UserError('these entries do not make a VanillaNet, being '
-                        'missing, too many or of another shape: '
-                        f'{_some(wrong)}')
+        raise UserError('these keys of a VanillaNet are missing, unexpected '
+                        f'or mismatched: {some(wrong)}')

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Reading a checkpoint file without running anything that it holds."""
+"""Reading a checkpoint file without running code that it holds."""
 import zipfile
 from argparse import Namespace
 from io import BytesIO
@@ -15,28 +15,28 @@ from .allowed import RefusedError, Storage, need
 from .unpickler import Unpickler, check_plain
 
 ZIP_MAGIC = b'PK\x03\x04'
-# What torch wrote before every file until version 1.6.
+# The header of files that torch wrote before version 1.6.
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 LEGACY_PROTOCOL = 1001
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint of mmengine's or of the authors', and run nothing.
+    """Read a checkpoint of mmengine or of the authors without running code.
 
-    It may hold dense tensors, strings, numbers, lists, tuples and dicts, and
-    what mmengine saves beside these: the log history, numeric arrays. An
-    ``argparse.Namespace`` is allowed as ``args``, as in official files, and
-    ``meta`` holds no tensors. Every tensor covers no more than its storage.
+    Allowed are dense tensors, strings, numbers, lists, tuples, dicts, numeric
+    arrays and mmengine's log history. ``args`` may be an
+    ``argparse.Namespace``, as in official files. ``meta`` must not hold
+    tensors. Every tensor must lie inside its storage.
 
     Args:
         path (str | Path): The file.
 
     Returns:
-        dict: What it holds, tensors on the CPU.
+        dict: The content of the file, tensors on the CPU.
 
     Raises:
-        UserError: If there is no such file, or it is not a checkpoint, is cut
-            short, or holds anything else than what is allowed.
+        UserError: If there is no such file, or it is not a checkpoint, is
+            damaged, or holds anything that is not allowed.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except ValueError as e:
         raise UserError(f'{path} is not a checkpoint, or is cut short or '
                         f'damaged: {_one_line(e)}') from e
-    except Exception as e:  # zipfile and torch raise nearly everything
+    except Exception as e:  # zipfile, pickle and torch may raise any
         raise UserError(f'{path} is not a checkpoint, or is cut short or '
                         'damaged') from e
     return content
@@ -72,7 +72,7 @@ def _read(file: BinaryIO, size: int) -> Any:
     file.seek(0)
     if start == ZIP_MAGIC:
         return _read_zip(file, size)
-    need(start[:1] == b'\x80', 'it is no file of torch.save')
+    need(start[:1] == b'\x80', 'torch.save did not write it')
     return _read_legacy(BytesIO(file.read()), size)
 
 
@@ -80,7 +80,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
     roots = [n[:-8] for n in names if n.endswith('data.pkl') and '/' in n]
-    need(len(roots) == 1, 'it is no archive of torch.save')
+    need(len(roots) == 1, 'torch.save did not write it')
     root, = roots
     need(f'{root}constants.pkl' not in names, 'it holds a TorchScript module')
     left = size
@@ -97,8 +97,8 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
         data = torch.empty(info.file_size, dtype=torch.uint8)
         with archive.open(info) as record:
             # Reading to the end checks the record's checksum.
-            read = record.readinto(memoryview(data.numpy()))
-            need(read == info.file_size and not record.read(1),
+            length = record.readinto(memoryview(data.numpy()))
+            need(length == info.file_size and not record.read(1),
                  'a record is cut short')
         return data
 
@@ -136,7 +136,7 @@ def _read_legacy(file: BytesIO, size: int) -> Any:
 
     header = [Unpickler(file, no_storage).load() for _ in range(3)]
     need(header[:2] == [LEGACY_MAGIC, LEGACY_PROTOCOL]
-         and header[2]['little_endian'] is True, 'it is no file of torch.save')
+         and header[2]['little_endian'] is True, 'torch.save did not write it')
     content = Unpickler(file, load_storage).load()
     keys = Unpickler(file, no_storage).load()
     need(type(keys) is list and sorted(keys) == sorted(storages),
@@ -152,7 +152,7 @@ def _read_legacy(file: BytesIO, size: int) -> Any:
 
 
 def _check(content: dict) -> None:
-    """Check what is where in a checkpoint."""
+    """Check the classes of objects in each entry of a checkpoint."""
     for key, value in content.items():
         classes = (Tensor, HistoryBuffer)
         if key == 'meta':

@@ -1,9 +1,9 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""A pickle reader that builds what checkpoints hold and nothing else.
+"""A pickle reader that builds only objects that checkpoints need.
 
-Python's own unpicklers look names up in modules and call what they find, and
-torch's ``weights_only`` reader calls whatever any package registered with it,
-without looking at the arguments. This one knows the names of ``allowed.py``.
+Python's unpicklers import any name and call it. torch's ``weights_only``
+reader calls every function that a package registered with it, without a check
+of the arguments. This one knows only the names in ``allowed.py``.
 """
 import pickletools
 from argparse import Namespace
@@ -25,24 +25,21 @@ from .allowed import (
     set_state,
 )
 
-# Levels of nesting, and the size of the content written out in full (shared
-# parts count each time). Real checkpoints stay far below both.
+# Limits of the levels of nesting, of the number of objects and characters
+# (shared objects count each time), and of the bits of an integer. Real
+# checkpoints are far below them.
 MAX_DEPTH = 64
 MAX_SIZE = 1 << 28
 MAX_BITS = 512
 
 
 class Unpickler:
-    """Run one pickle.
+    """Read one pickle.
 
     Args:
-        stream (BytesIO): Where it begins; afterwards where it ends.
-        load_storage (Callable): Gives the :class:`Storage` for the key, the
-            dtype and the number of elements of a tensor's storage.
-
-    Raises:
-        RefusedError: If it names anything that is not in the table.
-        Exception: Of any kind, if it is not a pickle of plain data.
+        stream (BytesIO): At the start of the pickle; afterwards at its end.
+        load_storage (Callable): Takes the key, the dtype and the number of
+            elements of a tensor's storage and returns the :class:`Storage`.
     """
 
     def __init__(self, stream: BytesIO, load_storage: Callable) -> None:
@@ -53,7 +50,12 @@ class Unpickler:
         self.memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """What the pickle holds, not yet checked by :func:`check_plain`."""
+        """Read the object, which :func:`check_plain` must check afterwards.
+
+        Raises:
+            RefusedError: If a name or opcode is not allowed.
+            Exception: Of any class, if the pickle is not valid.
+        """
         for opcode, arg, _ in pickletools.genops(self.stream):
             name = opcode.name
             if name == 'STOP':
@@ -100,12 +102,12 @@ class Unpickler:
         self.stack[-count:] = [tuple(self.stack[-count:])]
 
     def _extend(self, items: list) -> None:
-        need(type(self.stack[-1]) is list, 'something appends to no list')
+        need(type(self.stack[-1]) is list, 'items are appended to no list')
         self.stack[-1].extend(items)
 
     def _update(self, items: list) -> None:
         need(type(self.stack[-1]) in (dict, OrderedDict)
-             and len(items) % 2 == 0, 'something sets items of no dict')
+             and len(items) % 2 == 0, 'items are set in no dict')
         self.stack[-1].update(zip(map(checked_key, items[::2]), items[1::2]))
 
     def _append(self, _) -> None:
@@ -136,10 +138,10 @@ class Unpickler:
     def _call(self, _) -> None:
         args, target = self.stack.pop(), self.stack.pop()
         need(isinstance(target, Global) and type(args) is tuple,
-             'something is called that is no function')
+             'an object is called that is not a function')
         if target.call is None:
             raise RefusedError(target.name)
-        # These two are filled by BUILD alone.
+        # Only BUILD sets the content of these two.
         need(not args or target.call not in (HistoryBuffer, Namespace),
              'arguments where there are none')
         self.stack.append(target.call(*args))
@@ -186,16 +188,17 @@ class Unpickler:
 
 
 def check_plain(value: Any, classes: tuple, what: str) -> None:
-    """Refuse content of other classes, nested too deep, or that holds itself.
+    """Refuse content of other classes, nested too deep or in itself.
 
     Args:
         value (Any): The content.
-        classes (tuple): What is allowed beside None, strings, numbers, lists,
-            tuples and dicts.
-        what (str): What it is, for the error.
+        classes (tuple): Allowed classes beside None, strings, bytes, numbers,
+            numeric arrays, lists, tuples and dicts.
+        what (str): Name of the content, for the error.
 
     Raises:
-        ValueError: If it is refused.
+        ValueError: If an object is of another class, or the limits of
+            nesting and size are exceeded.
     """
     leaves = (type(None), str, bytes, bool, int, float, np.generic, np.ndarray,
               *classes)

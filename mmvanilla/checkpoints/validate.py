@@ -9,17 +9,18 @@ from ..utils.errors import UserError
 
 
 def check_state_dict(state_dict: Any, source: str) -> None:
-    """Refuse what is not the state dict of a trained network.
+    """Refuse an object that is not the state dict of a trained network.
 
     Args:
-        state_dict (Any): What should be one.
-        source (str): Where it is from, for the error.
+        state_dict (Any): The object to check.
+        source (str): Where it comes from, for the error.
 
     Raises:
-        UserError: If it is no dict or empty; if an entry is not a dense
-            tensor of real numbers on the CPU; if weights or statistics are
-            not finite, a variance is negative, a lambda is not a number from
-            0 to 1, or a batch counter is not one integer. Names the entry.
+        UserError: If it is not a dict or is empty; if a key is not a
+            printable string; if an entry is not a dense tensor of real
+            numbers; if weights or statistics are not finite, a variance is
+            negative, a lambda is not a number from 0 to 1, or a batch counter
+            is not one integer. Names the entry.
     """
     if not isinstance(state_dict, dict) or not state_dict:
         raise UserError(f'{source} holds no weights: its state dict is '
@@ -34,7 +35,7 @@ def check_state_dict(state_dict: Any, source: str) -> None:
 
 
 def _problem(key: str, value: Any) -> str | None:
-    """What is wrong with an entry, as the end of a sentence."""
+    """The predicate of the message about a wrong entry; None if valid."""
     if not isinstance(value, Tensor):
         return f'is of type {type(value).__name__}, not a tensor'
     if (value.layout != torch.strided or value.is_quantized or value.is_meta
@@ -49,7 +50,7 @@ def _problem(key: str, value: Any) -> str | None:
             return 'is not a number from 0 to 1'
     elif value.is_floating_point():
         value = _compact(value.detach())
-        # Attention masks are -inf where nothing is attended to.
+        # Attention masks hold -inf.
         if 'mask' not in name and not value.isfinite().all():
             return 'holds numbers that are not finite'
         if name == 'running_var' and (value < 0).any():
@@ -58,7 +59,7 @@ def _problem(key: str, value: Any) -> str | None:
 
 
 def _compact(value: Tensor) -> Tensor:
-    """A tensor without the dimensions along which it repeats itself."""
+    """One element along each dimension that a tensor is expanded in."""
     for dim, step in enumerate(value.stride()):
         if step == 0 and value.shape[dim] > 1:
             value = value.narrow(dim, 0, 1)

@@ -10,11 +10,11 @@ from ..utils.errors import UserError
 
 @DATASETS.register_module()
 class DigitsDataset(BaseDataset):
-    """1,797 real handwritten digits of 8 x 8 pixels, without a download.
+    """1,797 handwritten digits of 8 x 8 pixels; needs no download.
 
     They are the test set of the UCI "Optical Recognition of Handwritten
-    Digits" data, which comes with scikit-learn (Alpaydin and Kaynak, 1998,
-    CC BY 4.0). Every fifth of each class is held out for validation.
+    Digits" data, which is a part of scikit-learn (Alpaydin and Kaynak, 1998,
+    CC BY 4.0). Every fifth image of each class is held out for validation.
 
     Each sample has ``img``, (8, 8, 1) of uint8 from 0 to 255, and
     ``gt_label``; no loading transform is needed.
@@ -25,7 +25,7 @@ class DigitsDataset(BaseDataset):
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
 
     Raises:
-        UserError: If ``split`` is neither, or scikit-learn is not installed.
+        UserError: If ``split`` is another, or scikit-learn is not installed.
     """
 
     METAINFO = dict(classes=tuple('0123456789'))
@@ -49,7 +49,7 @@ class DigitsDataset(BaseDataset):
             raise UserError('DigitsDataset reads the digits that scikit-learn '
                             'carries: pip install scikit-learn') from e
         digits = load_digits()
-        # 17 levels of grey, 0 to 16.
+        # The data has grey levels from 0 to 16.
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
         seen = np.zeros(10, dtype=int)
         data_list = []

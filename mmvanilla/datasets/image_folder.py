@@ -1,6 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""A folder with one folder of images for each class."""
+"""Data sets that are a folder with one folder of images for each class."""
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ def find_images(folder: Path) -> list[str]:
 
 
 def find_classes(folder: Path) -> dict[str, list[str]]:
-    """The images of each class, by the name of its folder, sorted."""
+    """Sorted images of each class, relative to ``folder``, by class name."""
     names = sorted(p.name for p in folder.iterdir()
                    if p.is_dir() and p.name[0] != '.')
     return {
@@ -45,11 +46,16 @@ def find_classes(folder: Path) -> dict[str, list[str]]:
 def read_split(root: Path, split: str, seed: int = 0) -> dict[str, list[str]]:
     """The images of one split, for each class.
 
-    ``root`` holds ``train`` and ``val``, each with a folder of images for
-    each class, or these folders themselves. In the second case a fifth of
-    each class, at least one image, is held out for ``val``. It is chosen by a
-    hash of the seed and the names, so that an image stays in its split
-    whatever the order of the files.
+    ``root`` holds either ``train`` and ``val``, each with a folder of images
+    for each class, or the folders of the classes. In the second case a fifth
+    of each class, at least one image, is held out for ``val``. It is chosen
+    by a hash of the seed and the file name, and does not depend on the order
+    of the files.
+
+    Args:
+        root (Path): The folder.
+        split (str): 'train' or 'val'.
+        seed (int): Chooses what is held out. Defaults to 0.
 
     Returns:
         dict[str, list[str]]: Paths relative to ``root``, by class.
@@ -87,9 +93,9 @@ def unreadable(root: Path, images: Sequence[str]) -> list[str]:
 
 
 def decode(path: Path, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    """Decode an image as OpenMMLab's loading does; None where it fails."""
+    """Decode an image as OpenMMLab does: (H, W, 3) BGR; None if it fails."""
     try:
-        # Not cv2.imread, which fails on names that the locale cannot write.
+        # Not cv2.imread, which fails on some names that are not ASCII.
         return cv2.imdecode(np.fromfile(path, np.uint8), flag)
     except (OSError, cv2.error):
         return None
@@ -99,13 +105,13 @@ def decode(path: Path, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
 class ImageFolderDataset(BaseDataset):
     """Images in one folder for each class.
 
-    An image that cannot be read while training is replaced by another one,
-    with a warning. While evaluating it is an error.
+    In training, an image that cannot be read is replaced by another one, with
+    a warning. In evaluation it is an error.
 
     Args:
-        data_root (str): The folder. It holds ``train`` and ``val``, each with
-            a folder for each class, or the folders of the classes themselves,
-            of which a fifth is held out then.
+        data_root (str): The folder. It holds either ``train`` and ``val``,
+            each with a folder for each class, or the folders of the classes,
+            of whose images a fifth is then held out for 'val'.
         split (str): 'train' or 'val'.
         metainfo (dict): ``classes``, the names of the classes in the order of
             their labels. A class without a folder has no images.
@@ -115,9 +121,9 @@ class ImageFolderDataset(BaseDataset):
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
 
     Raises:
-        UserError: If there is no such folder, it holds a class that
-            ``metainfo`` does not name, or an image cannot be read while
-            evaluating.
+        UserError: If there is no such folder, ``split`` is another, the
+            folder holds a class that ``metainfo`` does not name, or, in
+            evaluation, an image cannot be read.
 
     Example:
         >>> dataset = dict(
@@ -166,7 +172,7 @@ class ImageFolderDataset(BaseDataset):
         return data_list
 
     def prepare_data(self, idx: int) -> dict | None:
-        """Run an image through the pipeline; None where it is unreadable."""
+        """Run an image through the pipeline; None if it cannot be read."""
         try:
             return super().prepare_data(idx)
         except Exception:
@@ -180,5 +186,5 @@ class ImageFolderDataset(BaseDataset):
         if path not in self.warned:
             self.warned.add(path)
             print_log(f'{message}: another one takes its place',
-                      'current', level=30)
+                      'current', logging.WARNING)
         return None

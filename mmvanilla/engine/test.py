@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from ..checkpoints import check_fit, load_checkpoint
+from ..checkpoints import load_checkpoint, load_state_dict
 from ..layers.forms import switch_to_deploy
 from ..utils.building import check_data
 from ..utils.config_options import type_name
@@ -121,7 +121,7 @@ def test(config: str,
         model = runner.model
         while hasattr(model, 'module'):  # of several processes, or of TTA
             model = model.module
-        check_fit(model, content.get('state_dict', content), checkpoint)
+        load_state_dict(model, content.get('state_dict', content), checkpoint)
         if out and out_item != 'metrics':
             runner.test_evaluator.metrics.append(
                 DumpResults(out_file_path=out))

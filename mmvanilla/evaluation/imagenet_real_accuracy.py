@@ -11,22 +11,22 @@ from ..utils.errors import UserError
 
 @METRICS.register_module()
 class ImageNetReaLAccuracy(Accuracy):
-    """Accuracy on ImageNet, and on its "reassessed labels" (ReaL) beside it.
+    """Accuracy on ImageNet and on its "reassessed labels" (ReaL).
 
     Beyer et al., arXiv 2006.07159: an image may have several valid classes,
-    and any of them counts as correct. Images without a valid class do not
-    count. The metrics are ``accuracy/top1``, ``accuracy/top5`` and
-    ``accuracy/real``, in percent.
+    and any of them is correct. Images without a valid class are left out. The
+    metrics are in percent: those of ``Accuracy`` (``accuracy/top1``) and
+    ``accuracy/real``.
 
     Args:
         ann_file (str): ``real.json`` of github.com/google-research/
             reassessed-imagenet: a list that holds, for each validation image
             in the order of file names, the list of its valid classes.
-        **kwargs: Arguments of mmpretrain's ``Accuracy``, as ``topk``.
+        **kwargs: Arguments of mmpretrain's ``Accuracy``, such as ``topk``.
 
     Raises:
-        UserError: If ``ann_file`` is not such a list, an image's name does
-            not end in a number that is in it, or no image has a valid class.
+        UserError: If ``ann_file`` is not such a list, the number at the end
+            of an image's name is not in it, or no image has a valid class.
 
     Example:
         ``tools/test.py CONFIG CHECKPOINT --cfg-options
@@ -49,14 +49,14 @@ class ImageNetReaLAccuracy(Accuracy):
         self.ann_file = ann_file
 
     def process(self, data_batch, data_samples: list[dict]) -> None:
-        """Note the scores, the label and the valid classes of each image."""
+        """Store scores, label and valid classes of each image."""
         super().process(data_batch, data_samples)
         for result, sample in zip(self.results[-len(data_samples):],
                                   data_samples):
             result['valid'] = self._valid_classes(sample)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """The accuracies in percent."""
+        """Compute the accuracies, in percent."""
         correct = [
             int(result['pred_score'].argmax()) in result['valid']
             for result in results if result['valid']

@@ -12,10 +12,18 @@ from .folding import fold_norm
 
 def build_batch_norm(norm_cfg: dict | None,
                      channels: int) -> nn.Module | None:
-    """Build a norm that folds into a convolution; None without a config.
+    """Build a norm that can be folded into a convolution.
+
+    Args:
+        norm_cfg (dict, optional): Config of a batch norm. None builds none.
+        channels (int): Number of channels.
+
+    Returns:
+        nn.Module | None: The norm; None if ``norm_cfg`` is None.
 
     Raises:
-        ValueError: If it is another norm, or has no running statistics.
+        ValueError: If the norm is not a batch norm or has no running
+            statistics.
     """
     if norm_cfg is None:
         return None
@@ -30,9 +38,11 @@ def build_batch_norm(norm_cfg: dict | None,
 def fold_batch_norm(weight: Tensor, bias: Tensor | None,
                     norm: _BatchNorm | None
                     ) -> tuple[Tensor, Tensor | None]:
-    """Fold a batch norm module, or None, into a convolution's tensors.
+    """Fold a batch norm module into a convolution's tensors.
 
-    ``nn.Identity`` is what mmcv's ``fuse_conv_bn`` leaves of a folded one.
+    They are returned unchanged if ``norm`` is None or an ``nn.Identity``,
+    which mmcv's ``fuse_conv_bn`` puts in the place of a folded norm. Shapes
+    are those of :func:`fold_norm`.
     """
     if norm is None or isinstance(norm, nn.Identity):
         return weight, bias
@@ -41,7 +51,7 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None,
 
 
 def reset_to_identity(norm: _BatchNorm) -> None:
-    """Make a batch norm, in eval mode, return its input."""
+    """Set a batch norm so that in eval mode its output is its input."""
     with torch.no_grad():
         norm.running_mean.zero_()
         norm.running_var.fill_(1 - norm.eps)
@@ -52,7 +62,7 @@ def reset_to_identity(norm: _BatchNorm) -> None:
 
 @contextmanager
 def keep_running_stats(stage: nn.Module):
-    """Recompute a stage without counting its batch in the norms twice."""
+    """Recompute a stage without a second update of running statistics."""
     norms = [
         m for m in stage.modules()
         if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
@@ -61,7 +71,8 @@ def keep_running_stats(stage: nn.Module):
             for norm in norms]
     for norm in norms:
         # Not track_running_stats = False: torch checks that the forward pass
-        # and its recomputation keep the same tensors, these among them.
+        # and its recomputation save the same tensors, which include the
+        # running statistics.
         norm.momentum = 0.0
     try:
         yield

@@ -22,51 +22,54 @@ CONV_ARGUMENTS = ('in_channels', 'out_channels', 'kernel_size', 'stride',
 class DeepTrainingConv2d(nn.Module):
     """A convolution that is trained as two and deployed as one.
 
-    From VanillaNet, arXiv 2305.12972, section 3.1. In each form:
+    From VanillaNet, arXiv 2305.12972, section 3.1. Its forms are:
 
     - train: ``conv1`` (kernel_size, in -> mid), ``norm1``, ``act``
       (:class:`DeepTrainingActivation`), ``conv2`` (1x1, mid -> out) and, with
       ``post_norm``, ``norm2``;
     - fine-tune: ``conv``, which is conv1, norm1 and conv2 merged, and
       ``norm``, which is norm2. Without ``post_norm`` it is the deploy form;
-    - deploy: the object is an ``nn.Conv2d``, of exactly that class.
+    - deploy: the object becomes an ``nn.Conv2d``, of exactly that class.
 
     It is a registered convolution layer: ``conv_cfg=dict(
     type='DeepTrainingConv2d')`` adds deep training to any OpenMMLab network.
 
-    A state dict of an earlier form with lambda 1 is merged while it loads.
-    ``weight`` and ``bias`` of a plain convolution load into the train form,
-    if ``post_norm`` is False and ``mid_channels`` is ``out_channels``: conv2
-    is then the identity, lambda is 1, and the outputs in eval mode are those
-    of the plain convolution.
+    A state dict of an earlier form with lambda 1 is merged while it loads;
+    with another lambda, or of a later form, loading raises RuntimeError.
+    ``weight`` and ``bias`` of a plain convolution load into the train form if
+    ``post_norm`` is False and ``mid_channels`` is ``out_channels``: conv2 is
+    then the identity, lambda is 1, and the outputs in eval mode are those of
+    the plain convolution.
 
     Args:
         in_channels (int): Channels of the input.
         out_channels (int): Channels of the output.
-        kernel_size (int | tuple[int]): As in ``nn.Conv2d``, like ``stride``,
-            ``padding``, ``dilation`` and ``padding_mode``, all of which
-            belong to the first convolution and to the merged one.
-        groups (int): Groups of both convolutions, hence of the merged one.
+        kernel_size (int | tuple[int]): As in ``nn.Conv2d``. So are
+            ``stride``, ``padding``, ``dilation`` and ``padding_mode``, with
+            the same defaults. They apply to the first convolution and to the
+            merged one.
+        groups (int): Groups of both convolutions and of the merged one.
             Defaults to 1.
-        bias (bool): Whether the two convolutions have biases. Without them
-            the merged one still has a bias where a norm was folded into it.
+        bias (bool): Whether the two convolutions have biases. If not, the
+            merged one still has a bias where a norm was folded into it.
             Defaults to True.
-        mid_channels (int, optional): Channels between the two. Defaults to
-            None, that is ``out_channels``.
-        norm_cfg (dict, optional): Config of the norms; a batch norm, since no
-            other can be folded. None leaves them out. Defaults to
-            ``dict(type='BN', eps=1e-6)``.
-        act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
+        mid_channels (int, optional): Channels between the two convolutions.
+            Defaults to None, which means ``out_channels``.
+        norm_cfg (dict, optional): Config of the norms, which must be batch
+            norms, since no others can be folded. None builds no norms.
+            Defaults to ``dict(type='BN', eps=1e-6)``.
+        act_cfg (dict): Config of the activation A between the convolutions.
+            Defaults to ``dict(type='ReLU')``.
         post_norm (bool): Whether a norm follows the second convolution.
-            Defaults to False: as a ``conv_cfg``, the network around it brings
-            its own.
+            Defaults to False, since networks with a ``conv_cfg`` have a norm
+            of their own there.
         deep_training (bool): Whether to build the train form; False builds
             the fine-tune form. Defaults to True.
         deploy (bool): Whether to build the deploy form. Defaults to False.
 
     Raises:
-        ValueError: If ``norm_cfg`` is not a batch norm, or ``groups`` does
-            not divide the channels.
+        ValueError: If ``norm_cfg`` is not a batch norm with running
+            statistics, or ``groups`` does not divide the channels.
 
     Example:
         >>> conv = DeepTrainingConv2d(3, 8, 4, stride=4)
@@ -78,7 +81,7 @@ class DeepTrainingConv2d(nn.Module):
         >>> torch.testing.assert_close(conv(x), before)
     """
 
-    # What networks read off a convolution.
+    # Attributes of nn.Conv2d that networks and mmcv's ConvModule read.
     transposed = False
     output_padding = (0, 0)
 
@@ -121,8 +124,8 @@ class DeepTrainingConv2d(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, mid_channels, kernel_size, stride,
                                padding, dilation, groups, bias, padding_mode)
         self.norm1 = build_batch_norm(norm_cfg, mid_channels)
-        # Neither a norm nor a convolution needs its output to go backward,
-        # so the activation may overwrite it.
+        # The backward pass of a norm or a convolution does not use its
+        # output, so the activation may overwrite it.
         self.act = DeepTrainingActivation(act_cfg, inplace=True)
         self.conv2 = nn.Conv2d(
             mid_channels, out_channels, 1, groups=groups, bias=bias)
@@ -146,13 +149,13 @@ class DeepTrainingConv2d(nn.Module):
         return self.act.lam if self.deep_training else 1.0
 
     def switch_to_finetune(self) -> None:
-        """Merge conv1, norm1 and conv2, in place; once is enough.
+        """Merge conv1, norm1 and conv2, in place; a second call does nothing.
 
         Without ``post_norm`` this is :meth:`switch_to_deploy`.
 
         Raises:
-            RuntimeError: If lambda is not 1: the convolutions then have a
-                non-linearity between them and no single one equals them.
+            RuntimeError: If lambda is not 1: the activation between the
+                convolutions is then not linear, and they cannot be merged.
         """
         if not self.deep_training:
             return
@@ -205,8 +208,8 @@ class DeepTrainingConv2d(nn.Module):
     def _become(self, conv: nn.Conv2d, norm2_eps: float | None) -> None:
         """Turn this object into ``conv``, as torch's lazy modules do.
 
-        So it keeps its place, or its several places, in the network. Hooks
-        stay, and one is added that merges what is loaded later.
+        Every reference to it in the network stays valid. Hooks are kept, and
+        one is added that merges state dicts of earlier forms.
         """
         merge = partial(
             merge_when_loading,
@@ -234,7 +237,11 @@ class DeepTrainingConv2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _expand(self, state_dict: dict, prefix: str) -> bool:
-        """Replace a plain convolution's entries by those of the pair."""
+        """Replace a plain convolution's entries by those of the train form.
+
+        Returns:
+            bool: Whether there were such entries and they fit.
+        """
         weight = state_dict.get(prefix + 'weight')
         if (weight is None or weight.shape != self.conv1.weight.shape
                 or self.conv1.out_channels != self.conv2.out_channels):
@@ -251,7 +258,7 @@ class DeepTrainingConv2d(nn.Module):
         del entries['act.lam']  # without it lambda is 1, as it must be here
         entries['conv1.weight'] = state_dict.pop(prefix + 'weight')
         for name in ('conv1.bias', 'norm1.bias'):
-            # Where neither is there, the bias is reported as unexpected.
+            # If the layer has neither, torch reports the bias as unexpected.
             if name in entries and prefix + 'bias' in state_dict:
                 entries[name] = state_dict.pop(prefix + 'bias')
         for name, value in entries.items():

@@ -14,24 +14,23 @@ class DeepTrainingActivation(nn.Module):
     equation 1). At ``lam = 0`` it is A; at ``lam = 1`` it is the identity,
     and the convolutions on either side of it merge into one.
 
-    ``lam`` is a Python float and not a buffer: what averages, casts or
-    broadcasts buffers (EMA, ``half()``, DDP) must not touch it. It is an
-    entry of the state dict all the same, a float64 scalar, so that a
-    checkpoint knows how far its deep training got. A state dict without that
-    entry loads as ``lam = 1``, which is what the network is without a
-    schedule.
+    ``lam`` is a Python float and not a buffer: EMA, ``half()`` and DDP, which
+    average, cast or broadcast buffers, must not change it. It is still an
+    entry of the state dict, a float64 scalar, so that a checkpoint holds the
+    lambda that it was trained with. A state dict without that entry loads as
+    ``lam = 1``, the default.
 
     Args:
         act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
-        inplace (bool): Whether to overwrite the input, where A allows it
-            (ReLU). Defaults to False.
+        inplace (bool): Whether to overwrite the input, if A is ReLU; other
+            activations ignore it. Defaults to False.
     """
 
     def __init__(self,
                  act_cfg: dict = dict(type='ReLU'),
                  inplace: bool = False) -> None:
         super().__init__()
-        # A must leave x as it is: x is needed for the second term.
+        # A must not overwrite x, which the second term needs.
         cfg = {k: v for k, v in act_cfg.items() if k != 'inplace'}
         self.act = build_activation_layer(cfg)
         # For ReLU, A' is leaky_relu with slope lam: one pass over memory.
@@ -41,9 +40,9 @@ class DeepTrainingActivation(nn.Module):
 
     @property
     def lam(self) -> float:
-        """float: The share of the identity, from 0 to 1. Defaults to 1.
+        """float: Weight of the identity, from 0 to 1. Defaults to 1.
 
-        Setting it raises ``ValueError`` outside of that range.
+        Setting another value raises ``ValueError``.
         """
         return self._lam
 

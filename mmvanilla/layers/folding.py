@@ -2,8 +2,8 @@
 """The arithmetic of reparameterization, as pure functions of tensors.
 
 Everything is computed in float64 and cast back to the dtype of the first
-weight, so that a merge in float32 costs one rounding and not one per step.
-Results are contiguous and stay on the device of their inputs.
+weight, so that a merge in float32 rounds once and not at each step. Results
+are contiguous and on the device of their inputs.
 """
 
 import torch
@@ -20,14 +20,14 @@ def fold_norm(weight: Tensor, bias: Tensor | None, running_mean: Tensor,
         bias (Tensor, optional): Convolution bias, (out, ).
         running_mean (Tensor): Mean of the normalization, (out, ).
         running_var (Tensor): Variance of the normalization, (out, ).
-        eps (float): What the normalization adds to the variance.
+        eps (float): Added to the variance by the normalization.
         gamma (Tensor, optional): Scale, (out, ). None where the
             normalization is not affine.
         beta (Tensor, optional): Shift, (out, ). None likewise.
 
     Returns:
-        tuple[Tensor, Tensor]: Weight and bias of the one convolution that
-        computes the same function, shaped as ``weight`` and (out, ).
+        tuple[Tensor, Tensor]: Weight, shaped as ``weight``, and bias,
+        (out, ), of the convolution that computes the same function.
     """
     dtype = weight.dtype
     scale = (_exact(running_var) + eps).rsqrt()
@@ -48,7 +48,7 @@ def merge_convs(weight1: Tensor,
                 weight2: Tensor,
                 bias2: Tensor | None,
                 groups: int = 1) -> tuple[Tensor, Tensor | None]:
-    """Merge a convolution and the 1x1 convolution behind it into one.
+    """Merge a convolution and the 1x1 convolution after it into one.
 
     With ``W1`` the first weight and ``W2`` the second, this is
     ``W[o, i, k, l] = sum_m W2[o, m] W1[m, i, k, l]`` and

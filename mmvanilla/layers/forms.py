@@ -10,7 +10,7 @@ from .series_activation import SeriesActivation
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every layer that is not in deploy form, by name.
 
-    That is each ``DeepTrainingConv2d`` (in deploy form it is an
+    These are each ``DeepTrainingConv2d`` (in deploy form it is an
     ``nn.Conv2d``) and each ``SeriesActivation`` that has a norm.
     """
     return {
@@ -31,12 +31,15 @@ def find_activations(model: nn.Module) -> dict[str, DeepTrainingActivation]:
 
 
 def set_lam(model: nn.Module, lam: float) -> None:
-    """Set lambda of every layer of a model.
+    """Set lambda of every layer of a model, in place.
 
     Args:
         model (nn.Module): Any network, wrapped (DDP, FSDP, torch.compile) or
             not.
         lam (float): From 0 to 1.
+
+    Raises:
+        ValueError: If ``lam`` is outside of that range.
     """
     for act in find_activations(model).values():
         act.lam = lam
@@ -45,7 +48,7 @@ def set_lam(model: nn.Module, lam: float) -> None:
 def switch_to_deploy(model: nn.Module) -> int:
     """Convert every layer of a model to deploy form, in place.
 
-    Either all are converted or, where one cannot be, none.
+    If one of them cannot be converted, none is.
 
     Args:
         model (nn.Module): A backbone, classifier, detector, segmentor or any
@@ -67,10 +70,11 @@ def switch_to_deploy(model: nn.Module) -> int:
 
 
 def switch_to_finetune(model: nn.Module) -> int:
-    """Convert every pair of convolutions to fine-tune form, in place.
+    """Convert every ``DeepTrainingConv2d`` to fine-tune form, in place.
 
-    The outputs stay the same and the batch norms behind the pairs stay, so
-    the network can be trained on, at about two thirds of the time.
+    The outputs in eval mode stay the same. The batch norms after the
+    convolutions are kept, so that training can go on, in about two thirds of
+    the time. If a layer cannot be converted, none is.
 
     Args:
         model (nn.Module): Any network in train form.

@@ -2,8 +2,8 @@
 """State dicts of one form for layers of another.
 
 An earlier form is merged while it loads, if its lambda is 1. A later form
-does not load into an earlier one. The functions change the state dict, which
-torch and mmengine copy before they load, in place.
+does not load into an earlier one. The functions change the state dict in
+place; torch and mmengine load from a copy.
 """
 from torch import Tensor
 
@@ -21,11 +21,11 @@ def merge_deep_training(state_dict: dict,
     Args:
         state_dict (dict): The whole state dict.
         prefix (str): The layer's name in it, with a dot.
-        eps1 (float, optional): ``eps`` of norm1. None where there is none.
-        eps2 (float, optional): ``eps`` of norm2, likewise.
+        eps1 (float, optional): ``eps`` of norm1. None if there is no norm1.
+        eps2 (float, optional): ``eps`` of norm2. None if there is no norm2.
         groups (int): Groups of the convolutions.
         fold_last (bool): Whether to fold norm2 too, which gives the deploy
-            form, or to keep it as ``norm``, the fine-tune form.
+            form. False keeps it as ``norm``, which gives the fine-tune form.
             Defaults to True.
 
     Raises:
@@ -45,7 +45,7 @@ def merge_deep_training(state_dict: dict,
         return
     norm = _tensors(state_dict, prefix + norm2 + '.')
     if conv is None or not _is_norm(norm, eps2):
-        return  # torch reports what is missing and unexpected
+        return  # torch reports the missing and unexpected keys
     for name in ('conv1', 'norm1', 'act', 'conv2', 'conv', norm2):
         _drop(state_dict, f'{prefix}{name}.')
     if fold_last:
@@ -57,12 +57,12 @@ def merge_deep_training(state_dict: dict,
 
 def merge_when_loading(module, state_dict: dict, prefix: str, *args,
                        **kwargs) -> None:
-    """``merge_deep_training`` as a module's pre-hook of loading."""
+    """:func:`merge_deep_training` as a load_state_dict pre-hook."""
     merge_deep_training(state_dict, prefix, **kwargs)
 
 
 def merge_series(state_dict: dict, prefix: str, eps: float) -> None:
-    """Fold the norm of a ``SeriesActivation``'s entries."""
+    """Fold the norm in a ``SeriesActivation``'s entries, if there is one."""
     conv = _tensors(state_dict, prefix + 'conv.')
     norm = _tensors(state_dict, prefix + 'norm.')
     if norm and 'weight' in conv and _is_norm(norm, eps):
@@ -72,18 +72,26 @@ def merge_series(state_dict: dict, prefix: str, eps: float) -> None:
 
 def refuse_later_form(state_dict: dict, prefix: str, entry: str, form: str,
                       wanted: str) -> None:
-    """Refuse a state dict that has an entry which only ``form`` has.
+    """Refuse a state dict of a later form than the layer has.
+
+    Args:
+        state_dict (dict): The whole state dict.
+        prefix (str): The layer's name in it, with a dot.
+        entry (str): An entry that only the later form has.
+        form (str): The later form, 'deploy' or 'fine-tune'.
+        wanted (str): The form of the layer.
 
     Raises:
-        RuntimeError: If it is there; names both forms and the argument.
+        RuntimeError: If the entry is there; names both forms and the
+            argument that builds the later one.
     """
     if prefix + entry in state_dict:
         argument = {'deploy': 'deploy=True',
                     'fine-tune': 'deep_training=False'}[form]
         raise RuntimeError(
             f'the state dict holds "{prefix[:-1]}" in {form} form, but the '
-            f'model is in {wanted} form, which it does not convert back to: '
-            f'build the model with {argument}')
+            f'model is in {wanted} form, and a later form cannot be converted '
+            f'back: build the model with {argument}')
 
 
 def _merge_pair(state_dict: dict, prefix: str, eps: float | None,
@@ -107,7 +115,7 @@ def _tensors(state_dict: dict, prefix: str) -> dict[str, Tensor]:
 
 
 def _is_norm(norm: dict, eps: float | None) -> bool:
-    """Whether entries are of a norm with ``eps``, or of none without."""
+    """Whether entries are a batch norm's; without ``eps``, whether none."""
     return not norm if eps is None else {'running_mean', 'running_var'
                                          } <= set(norm)
 

@@ -11,31 +11,33 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from .batch_norm import build_batch_norm, fold_batch_norm, reset_to_identity
 from .loading import merge_series, refuse_later_form
 
-# Layers that a search for the channels before an activation may pass over.
+# Layers with as many output as input channels. The search for the layer that
+# sets the channels of an activation skips them.
 CHANNELS_KEPT = (nn.Identity, nn.modules.dropout._DropoutNd,
                  nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
 
 
 @MODELS.register_module()
 class SeriesActivation(nn.Module):
-    """Activations stacked side by side, gathering their neighbours.
+    """Series activation: a weighted sum of activations in a window.
 
     ``A_s(x)[h, w, c] = sum_{i, j in -n..n} a[i, j, c] A(x[i + h, j + w, c]
     + b[c])`` (VanillaNet, arXiv 2305.12972, equation 6), computed as
     ``act`` (A) -> ``conv`` (depthwise, (2n + 1) x (2n + 1)) -> ``norm``. In
     deploy form the norm is folded: ``conv`` has a bias and ``norm`` is None.
-    A state dict of the train form is merged while it loads into that.
+    A state dict of the train form is merged while it loads into the deploy
+    form; the reverse raises RuntimeError.
 
     It is a registered activation layer:
     ``act_cfg=dict(type='SeriesActivation')`` gives it to any network.
 
     Args:
         num_channels (int, optional): Channels of the input. Defaults to
-            None: they come from the block that it is put into (what runs
-            before it there), from the state dict or from the first input,
-            which has the last word.
-        act_num (int): n, the reach of the series to each side, in pixels.
-            Defaults to 3.
+            None: they are inferred from the layer before it, when a block
+            registers it, and corrected by the state dict or by the first
+            input.
+        act_num (int): n; the window has 2n + 1 positions of the feature map
+            in height and width. Defaults to 3.
         act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
         norm_cfg (dict): Config of the batch norm. Defaults to
             ``dict(type='BN', eps=1e-6)``.
@@ -43,8 +45,8 @@ class SeriesActivation(nn.Module):
         deploy (bool): Whether to build the deploy form. Defaults to False.
 
     Raises:
-        ValueError: If ``act_num`` is negative or ``norm_cfg`` is not a batch
-            norm.
+        ValueError: If ``act_num`` is negative, ``norm_cfg`` is not a batch
+            norm with running statistics, or the layer follows a Linear.
     """
 
     def __init__(self,
@@ -97,7 +99,10 @@ class SeriesActivation(nn.Module):
             self.norm.reset_parameters()
 
     def start_as(self, act: nn.Module) -> None:
-        """Take over A, and in eval mode the outputs, of an activation."""
+        """Use an activation as A and give, in eval mode, its outputs.
+
+        The weight becomes 1 in the middle of the window and 0 elsewhere.
+        """
         self.act = act
         with torch.no_grad():
             self.conv.weight.zero_()
@@ -109,7 +114,8 @@ class SeriesActivation(nn.Module):
         """(N, num_channels, H, W) -> the same shape.
 
         Raises:
-            RuntimeError: If the input has other channels.
+            RuntimeError: If the input has another number of channels or of
+                dimensions.
         """
         self._check_channels(x)
         x = self.conv(self.act(x))
@@ -131,9 +137,9 @@ class SeriesActivation(nn.Module):
             self._is_guess = False
 
     def _materialize(self, num_channels: int) -> None:
-        """Give the layers their channels.
+        """Create the parameters and buffers for a number of channels.
 
-        The parameters stay the same objects, which an optimizer may hold.
+        The parameter objects stay the same: an optimizer may hold them.
         """
         self.num_channels = num_channels
         for layer in filter(None, (self.conv, self.norm)):
@@ -192,7 +198,10 @@ class SeriesActivation(nn.Module):
 
 
 class _Unresolved(nn.Module):
-    """A layer whose channels are unknown, hidden from initializers."""
+    """Class of a layer while its channels are unknown.
+
+    Initializers choose layers by class, and must not choose these.
+    """
 
     @staticmethod
     def hide(layer: nn.Module) -> None:
@@ -211,28 +220,29 @@ class _Unresolved(nn.Module):
 
 @functools.cache
 def _watch_registrations() -> None:
-    """Let a block that takes in a series activation tell it its channels.
+    """Infer the channels of a series activation when a block registers it.
 
-    So the parameters are there before the first batch, for DDP, for the
-    optimizer and for an average of the weights. An ``act_cfg`` holds none,
-    and a module does not know where it is.
+    DDP, the optimizer and EMA need the parameters before the first batch. An
+    ``act_cfg`` does not hold the channels, and a module has no reference to
+    its parent.
     """
 
-    def tell(parent, name, module):
+    def infer_channels(parent, name, module):
         if isinstance(module, SeriesActivation) and (
                 module.num_channels is None):
             channels = _channels_before(parent, name)
             if channels is not None:
                 module._materialize(channels)
 
-    register_module_module_registration_hook(tell)
+    register_module_module_registration_hook(infer_channels)
 
 
 def _channels_before(parent: nn.Module, name: str) -> int | None:
-    """Channels that reach a module just registered in a block, if it shows.
+    """Channels of the input of a module just registered; None if unknown.
 
-    mmcv's ``ConvModule`` and ``nn.Sequential`` tell what runs before it. In
-    another block that is taken to be the layer registered last.
+    In mmcv's ``ConvModule`` and in ``nn.Sequential`` the layer that runs
+    before it is known. In other blocks it is assumed to be the one that was
+    registered last.
     """
     if isinstance(parent, ConvModule):
         before = parent.order[:parent.order.index('act')]
@@ -250,7 +260,7 @@ def _channels_before(parent: nn.Module, name: str) -> int | None:
             raise ValueError(
                 'SeriesActivation takes maps of (N, C, H, W), but in '
                 f'{type(parent).__name__} it follows a Linear, "{sibling}", '
-                'whose channels lie last')
+                'whose channels are the last dimension')
         if not isinstance(module, CHANNELS_KEPT):
             break
     channels = getattr(parent, 'out_channels', None)

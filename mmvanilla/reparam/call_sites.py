@@ -1,10 +1,10 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""An attribute of its own for each place where a block calls a layer.
+"""One attribute for each place where a block calls a shared layer.
 
-A Bottleneck of ResNet holds one ReLU and calls it three times, with maps of
-different widths. :func:`split_call_sites` gives the block a subclass of its
-class whose methods call ``relu_1``, ``relu_2`` and ``relu_3`` instead. So each
-call has a module of its own, and nothing needs to be counted when it runs.
+A Bottleneck of ResNet holds one ReLU and calls it three times, with feature
+maps of different widths. :func:`split_call_sites` makes a subclass of the
+block's class whose methods call ``relu_1``, ``relu_2`` and ``relu_3`` instead.
+Each call then has its own module, and the forward pass counts no calls.
 """
 import ast
 import functools
@@ -15,24 +15,29 @@ from torch import nn
 
 
 class CannotSplit(Exception):
-    """Why the calls of a layer cannot be told apart."""
+    """The calls of a layer cannot be separated; the text says why."""
 
 
 @functools.cache
 def split_call_sites(cls: type, names: tuple[str, ...]) -> type:
-    """Make the subclass of a block's class.
+    """Make a subclass of a block's class with one attribute for each call.
 
-    Its instances are pickled and copied as ``cls`` and ``names``, from which
-    this function makes it again. The attributes are in ``call_sites``, a dict
-    from each name to its list; the block must get them itself.
+    Its instances are pickled and copied with ``cls`` and ``names``, from
+    which this function makes the subclass again.
 
     Args:
-        cls (type): The block's class; of one made here, the original.
+        cls (type): The block's class, not one that was made here (see
+            :func:`original_class`).
         names (tuple[str]): Attributes that hold the layers.
 
+    Returns:
+        type: The subclass. Its ``call_sites`` is a dict from each of
+        ``names`` to its list of new attributes, which the caller must set on
+        the block.
+
     Raises:
-        CannotSplit: If the source of a method that calls them is not there,
-            or uses them in another way than calling them.
+        CannotSplit: If the source of a method that uses the layers cannot be
+            read, or uses them in another way than calling them.
     """
     sites = {name: [] for name in names}
     methods = {
@@ -53,7 +58,7 @@ def split_call_sites(cls: type, names: tuple[str, ...]) -> type:
 
 
 def original_class(block: nn.Module) -> tuple[type, tuple[str, ...]]:
-    """A block's class before it was split, and the names it is split at."""
+    """A block's class before the split, and the names that were split."""
     return getattr(type(block), 'split_from', (type(block), ()))
 
 
@@ -89,7 +94,7 @@ def _codes_in(code: types.CodeType) -> list[types.CodeType]:
 
 def _rewritten(method: types.FunctionType,
                sites: dict[str, list[str]]) -> types.FunctionType:
-    """Compile a method anew, in its file, with the calls renamed."""
+    """Compile a method again from its source file, with renamed calls."""
     where = f'{method.__qualname__}()'
     old = method.__code__
     try:
@@ -115,7 +120,7 @@ def _rewritten(method: types.FunctionType,
 
 
 def _compile(tree: ast.Module, like: types.CodeType) -> types.CodeType | None:
-    """Compile a file and return the function at the place of another."""
+    """Compile a file; return the function of the same name and line."""
     codes = [compile(tree, like.co_filename, 'exec', dont_inherit=True)]
     for code in codes:
         if (code.co_name, code.co_firstlineno) == (like.co_name,
@@ -126,7 +131,7 @@ def _compile(tree: ast.Module, like: types.CodeType) -> types.CodeType | None:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Give each call of ``self.NAME`` in a method a name of its own."""
+    """Rename each call of ``self.NAME`` in a method to its own name."""
 
     def __init__(self, self_name: str, sites: dict[str, list[str]],
                  where: str) -> None:
@@ -134,13 +139,13 @@ class _Rewriter(ast.NodeTransformer):
         self.sites = sites
         self.where = where
 
-    def _is_meant(self, node: ast.AST) -> bool:
+    def _is_layer(self, node: ast.AST) -> bool:
         return (isinstance(node, ast.Attribute) and node.attr in self.sites
                 and isinstance(node.value, ast.Name)
                 and node.value.id == self.self_name)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: D102, N802
-        if self._is_meant(node.func):
+        if self._is_layer(node.func):
             sites = self.sites[node.func.attr]
             sites.append(f'{node.func.attr}_{len(sites) + 1}')
             node.func.attr = sites[-1]
@@ -150,13 +155,13 @@ class _Rewriter(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:  # noqa: D102, N802
-        if self._is_meant(node.left) and isinstance(
+        if self._is_layer(node.left) and isinstance(
                 node.ops[0], (ast.Is, ast.IsNot)):
-            return node  # `self.relu is not None` stays true
+            return node  # the old attribute stays, so the result does too
         return self.generic_visit(node)
 
     def visit_Attribute(self, node):  # noqa: D102, N802
-        if self._is_meant(node):
+        if self._is_layer(node):
             raise CannotSplit(
                 f'{self.where} uses it in another way than calling it')
         return self.generic_visit(node)

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Which layer is called by which block, seen on one image."""
+"""Record which block calls which layer, in a forward pass of one image."""
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Call:
     """One call of a layer in a forward pass."""
 
     layer: nn.Module
-    block: nn.Module | None  # whose forward calls it
-    turn: int  # which call of that block
+    block: nn.Module | None  # the module whose forward calls it
+    turn: int  # index of the block's own call
     input: Tensor
-    source: nn.Module | None  # the layer that the input comes from
-    keeps_shape: bool = False
+    source: nn.Module | None  # the layer whose output the input is
+    keeps_shape: bool = False  # whether the output has the input's shape
 
 
 class DoesNotRun(Exception):
@@ -30,9 +30,12 @@ def record_calls(model: nn.Module,
     """Run one image of zeros through a network and record each call.
 
     Args:
-        model (nn.Module): The network; it is in eval mode meanwhile.
+        model (nn.Module): The network; it runs in eval mode.
         input_shape (Sequence[int], optional): Channels, height and width.
-            None stands for the channels of the first convolution, 224 x 224.
+            None means the channels of the first convolution and 224 x 224.
+
+    Returns:
+        list[Call]: In the order in which the calls ended.
 
     Raises:
         DoesNotRun: If the network raises an error.
@@ -59,7 +62,7 @@ def record_calls(model: nn.Module,
             call.keeps_shape = output.shape == call.input.shape
             if next(module.children(), None) is None:
                 sources[id(output)] = module
-                kept.append(output)  # else another may get its id
+                kept.append(output)  # or another tensor could get its id
         calls.append(call)
 
     kept = []
@@ -90,7 +93,8 @@ def record_calls(model: nn.Module,
 def calls_per_turn(calls: list[Call], layer: nn.Module) -> list[Call] | None:
     """The calls of a layer within one call of its block.
 
-    None where they are not the same each time.
+    None if their widths differ between calls of the block, or if several
+    blocks call the layer.
     """
     turns = defaultdict(list)
     for call in calls:

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Whether a converted model is, output by output, the model it came from."""
+"""Compare a converted model with its reference, output by output."""
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,12 +17,12 @@ from .verify import OutputComparison, PredictionComparison
 
 @dataclass
 class ModelComparison:
-    """What :func:`compare_models` found.
+    """Result of :func:`compare_models`.
 
     Attributes:
         outputs (OutputComparison): Outputs of the modules, sample by sample.
-        predictions (PredictionComparison): What was predicted from them.
-        samples (int): How many samples there were.
+        predictions (PredictionComparison): The models' predictions.
+        samples (int): Number of samples.
     """
 
     outputs: OutputComparison
@@ -31,7 +31,7 @@ class ModelComparison:
     samples: int = 0
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value of each finding, for a table."""
+        """Name and value of each result, for a table."""
         return [('maximum absolute difference', f'{self.outputs.max_abs:.3g}'),
                 ('maximum relative error', f'{self.outputs.max_rel:.3g}'),
                 ('tolerance', f'{self.outputs.tol:g}'),
@@ -41,27 +41,27 @@ class ModelComparison:
 def compare_models(reference: nn.Module, converted: nn.Module,
                    batches: list[dict], tol: float,
                    what: str) -> ModelComparison:
-    """Refuse a converted model that is not, in all, the one it came from.
+    """Refuse a converted model that differs from its reference.
 
     Compared are
 
-    - the weights of what is not converted, bit by bit;
+    - the weights of modules that are not converted, bit by bit;
     - each converted layer alone, in float64, on zeros and on noise, which
-      shows what is too small to be seen in a network's outputs;
+      shows errors that are too small to change a network's outputs;
     - sample by sample, the outputs of backbone and neck (feature maps) and of
       every module with weights in the heads (logits, box regressions, ...).
-      Heads that work on proposals get those of the reference in both models;
+      In both models, heads that take proposals get those of the reference;
     - the predictions.
 
     Args:
         reference (nn.Module): A model of any toolbox, in eval mode.
-        converted (nn.Module): The same in a later form.
-        batches (list[dict]): As data loaders give them.
+        converted (nn.Module): The same model in a later form, in eval mode.
+        batches (list[dict]): Batches as data loaders yield them.
         tol (float): The maximum allowed relative error of an output.
-        what (str): What is verified, to begin messages with.
+        what (str): What is compared; messages begin with it.
 
     Returns:
-        ModelComparison: What was found.
+        ModelComparison: The errors and the agreement of predictions.
 
     Raises:
         UserError: If the models differ, or nothing could be compared.
@@ -88,7 +88,7 @@ def _compare_weights(reference: nn.Module, converted: nn.Module,
     inside = tuple(f'{name}.' if name else '' for name in find_layers(
         reference))
     weights, others = reference.state_dict(), converted.state_dict()
-    for key in (weights.keys() | others.keys()):
+    for key in weights.keys() | others.keys():
         if key.startswith(inside):
             continue
         if key not in weights or key not in others or not torch.equal(
@@ -97,7 +97,8 @@ def _compare_weights(reference: nn.Module, converted: nn.Module,
                             'to no converted layer')
 
 
-# float64 makes 1e-15 of it, the float32 of the written weights 1e-7.
+# Maximum allowed relative error of a layer in float64. Weights rounded to
+# float32 cause errors of about 1e-7.
 LAYER_TOL = 1e-5
 
 
@@ -106,7 +107,8 @@ def _compare_layers(reference: nn.Module, converted: nn.Module,
     comparison = OutputComparison(LAYER_TOL)
     generator = torch.Generator().manual_seed(0)
     for name, layer in find_layers(reference).items():
-        # The first convolution of a layer sees the layer's input.
+        # The first convolution of a layer takes the layer's input, or that
+        # of its activation A.
         conv = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
         size = [d * (k - 1) + 3 for k, d in zip(conv.kernel_size,
                                                 conv.dilation)]
@@ -122,27 +124,27 @@ def _compare_layers(reference: nn.Module, converted: nn.Module,
 
 def _predict(reference: nn.Module, converted: nn.Module, sample: dict,
              watch: '_Watch') -> list[tuple]:
-    """The pairs of predictions; the watch compares outputs on the way."""
+    """Pairs of predictions; ``watch`` compares the modules' outputs."""
     predictions, proposals = [], []
     with torch.no_grad():
         for model in (reference, converted):
             with watch.run(model, model is reference), _same_proposals(
                     model, proposals):
                 results = model.test_step(copy.deepcopy(sample))
-            if proposals:  # which changed the results
+            if proposals:  # then predict_bbox was replaced: predict again
                 results = model.test_step(copy.deepcopy(sample))
             predictions.append(results)
     return list(zip(*predictions, strict=True))
 
 
 class _Watch:
-    """Compares what modules put out in a run of two models in turn."""
+    """Compare the modules' outputs of two models that run in turn."""
 
     def __init__(self, model: nn.Module, comparison: OutputComparison):
         self.comparison = comparison
         self.names = _compared_modules(model)
         self.kept: dict[tuple, list[Tensor]] = {}
-        self.uneven = ''  # a module that was not called alike
+        self.uneven = ''  # a module whose number of outputs differs
         self.inputs: dict[str, set[float]] = {}
 
     @contextmanager
@@ -188,7 +190,11 @@ class _Watch:
 
 
 def _compared_modules(model: nn.Module) -> list[str]:
-    """Backbone, neck, converted layers, and in heads what has weights."""
+    """Names of the modules whose outputs are compared.
+
+    These are backbone and neck and, outside of them, converted layers,
+    modules at the top level and modules with weights of their own.
+    """
     layers = [name for name in find_layers(model) if name]
     whole = ('backbone', 'neck', 'data_preprocessor', *layers)
     inside = tuple(f'{name}.' for name in whole)
@@ -215,8 +221,8 @@ def _tensors(output) -> Iterator[Tensor]:
 def _same_proposals(model: nn.Module, proposals: list) -> Iterator[None]:
     """Give a two-stage detector's second stage the first model's proposals.
 
-    The first model puts its own into the empty list. A mask head gets some of
-    them too, whatever was detected.
+    The first model appends its proposals to the empty list. A mask head gets
+    some of them too, instead of the detections.
     """
     if not hasattr(model, 'roi_head') or not hasattr(model, 'rpn_head'):
         yield

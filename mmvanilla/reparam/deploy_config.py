@@ -6,7 +6,8 @@ from mmengine.config import Config
 
 from ..utils.config_options import type_name
 
-# The arguments of what converts, and of what a later form has no use for.
+# For each form: the argument that builds it, the types that take it, and the
+# hooks that the form does not use.
 FORMS = dict(
     finetune=dict(
         argument=dict(deep_training=False),
@@ -21,15 +22,18 @@ FORMS = dict(
 
 
 def make_deploy_config(cfg: Config, form: str = 'deploy') -> Config:
-    """The config that builds, by itself, a later form of a config's model.
+    """Make the config that builds a later form of a config's model.
 
-    Taken out are pretrained weights, what to load or resume, and the hooks
-    that have nothing to do in that form.
+    Pretrained weights, ``load_from``, ``resume`` and the hooks that the form
+    does not use are removed.
 
     Args:
         cfg (Config): A config of any toolbox, also in mmengine's new style,
             where types are classes.
         form (str): 'deploy' or 'finetune'. Defaults to 'deploy'.
+
+    Returns:
+        Config: The new config; ``cfg`` is not changed.
     """
     cfg = copy.deepcopy(cfg)
     wanted = FORMS[form]
@@ -55,7 +59,7 @@ def _convert(node, types: tuple, argument: dict) -> None:
         if isinstance(init_cfg, dict) and type_name(init_cfg) in (
                 'Pretrained', 'PretrainedInit'):
             node.pop('init_cfg')
-        if node.get('pretrained'):  # as timm's networks and older ones have
+        if node.get('pretrained'):  # argument of timm and older networks
             node['pretrained'] = False if node['pretrained'] is True else None
         for child in node.values():
             _convert(child, types, argument)

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Convert a trained model of any toolbox, verify it, write it."""
+"""Convert a trained model of any toolbox, write it and verify it."""
 import copy
 import statistics
 import time
@@ -42,11 +42,16 @@ from .deploy_config import FORMS, make_deploy_config
 
 @dataclass
 class Report:
-    """What a conversion did, for a table.
+    """Result of a conversion.
 
-    ``before`` and ``after`` hold ``parameters``, ``macs`` (multiply-
-    accumulates for one sample), ``bytes`` (of the file) and ``seconds``
-    (median for one sample).
+    Attributes:
+        layers (int): Number of converted layers.
+        random (bool): Whether the samples were random images.
+        before (dict): ``parameters``, ``macs`` (multiply-accumulates for one
+            sample), ``bytes`` (of the file) and ``seconds`` (median latency
+            of one sample) of the model before conversion.
+        after (dict): The same of the converted model.
+        comparison (ModelComparison): Errors and agreement of predictions.
     """
 
     layers: int
@@ -83,30 +88,31 @@ def reparameterize(cfg: Config,
     """Convert a checkpoint to deploy or fine-tune form and verify it.
 
     Writes ``out``, with weights and meta, and beside it, with the suffix
-    ``.py``, the config that builds the form. They appear under their names
-    only after they were read back and compared (:func:`compare_models`) with
-    the model that they come from.
+    ``.py``, the config that builds the form. Both files are first written to
+    a temporary folder, read back and compared (:func:`compare_models`) with
+    the model of ``cfg`` and ``checkpoint``.
 
     Args:
         cfg (Config): The config that the checkpoint was trained with.
-        checkpoint (str): The checkpoint, in train or fine-tune form: its
-            file, or a name with ``vanillanet://``.
-        out (str): Where to write, a name ending in ``.pth``.
+        checkpoint (str | Path): The checkpoint, in train or fine-tune form:
+            a file, or a name with ``vanillanet://``.
+        out (str | Path): The file to write; its name ends in ``.pth``.
         tol (float): The maximum allowed relative error of an output.
             Defaults to 1e-4.
-        samples (int): How many samples of the validation set to compare on.
-            Defaults to 64.
+        samples (int): How many samples of the validation set to compare on;
+            random images if its files are not there. Defaults to 64.
         form (str): 'deploy' or 'finetune'. Defaults to 'deploy'.
         force (bool): Whether to replace files that mmvanilla did not write.
             Defaults to False.
 
     Returns:
-        Report: What was converted and how it compares.
+        Report: Size, latency and errors.
 
     Raises:
         UserError: If lambda is below 1, an error is over ``tol``, the
-            checkpoint does not fit, has the form already or is no checkpoint,
-            or ``out`` must not be written. No file is left behind then.
+            checkpoint does not fit the config, has the form already or is
+            not a checkpoint, or ``out`` must not be written. No file is left
+            then.
     """
     out = Path(out)
     source = local_path(checkpoint)
@@ -160,7 +166,7 @@ def reparameterize(cfg: Config,
         config_path.write_text(signed(new_cfg.pretty_text), 'utf-8')
         del merged
 
-        # The files are what is verified, read as a user reads them.
+        # Verify the files, read as a user reads them.
         written_cfg = read_config(str(config_path))
         written = build_model(written_cfg)
         load_weights(written, str(weights_path))
@@ -194,7 +200,7 @@ def _macs(model: nn.Module, batch: dict) -> int:
 def _latencies(models: list[nn.Module],
                batch: dict,
                repeats: int = 7) -> list[float]:
-    """Median seconds of each model for one sample, taken in turns."""
+    """Median seconds of each model for one sample, measured in turns."""
     batch = _one_sample(batch)
     times = [[] for _ in models]
     for repeat in range(repeats + 1):

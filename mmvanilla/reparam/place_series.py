@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Series activations in the places where a network calls activations."""
+"""Put series activations where a network calls activations."""
 import copy
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +20,7 @@ class Edits:
         self.undos = []
 
     def set(self, block: nn.Module, name: str, module: nn.Module) -> None:
-        """Put in a module; in the place of another, if there is one."""
+        """Set a child module, in the place of an old one if there is one."""
         old = block._modules.get(name)
         self.undos.append(
             partial(setattr, block, name, old) if old is not None else
@@ -42,22 +42,23 @@ def place_series(model: nn.Module, acts: dict[str, nn.Module],
                  calls: list[Call], input_shape: Sequence[int] | None,
                  cfg: dict, edits: Edits,
                  skipped: dict[str, str]) -> list[str]:
-    """Put a series in each place where a chosen activation is called.
+    """Put a series activation where each of some activations is called.
 
     Args:
         model (nn.Module): The network.
-        acts (dict): The activations by name.
-        calls (list[Call]): What :func:`record_calls` saw.
-        input_shape (Sequence[int], optional): Shape of its image.
-        cfg (dict): Config of the series.
-        edits (Edits): Gets what is changed.
-        skipped (dict): Gets the name of each activation that stays, and why.
+        acts (dict): The activations to replace, by name.
+        calls (list[Call]): Calls recorded by :func:`record_calls`.
+        input_shape (Sequence[int], optional): As in :func:`record_calls`.
+        cfg (dict): Config of the series activations.
+        edits (Edits): The changes are added to it.
+        skipped (dict): Name and reason of each activation that is not
+            replaced are added to it.
 
     Returns:
-        list[str]: Names of the series.
+        list[str]: Names of the series activations.
     """
-    # An activation that its block calls several times is replaced, for a
-    # second image, by copies of it: that shows which copy is called where.
+    # An activation that its block calls several times is replaced by copies,
+    # and a second image shows which copy is called where.
     trial = Edits()
     places = {}
     for act in acts.values():
@@ -83,7 +84,7 @@ def place_series(model: nn.Module, acts: dict[str, nn.Module],
     for (block, name), (act, copies, sites, reason) in places.items():
         if len(copies) > 1:
             found = {n: calls_per_turn(calls, c) for n, c in copies.items()}
-            # What is left under the old name must not be called any more.
+            # The module under the old name must not be called any more.
             if found.pop(name) != [] or any(
                     sites is not None and len(sites) != 1
                     for sites in found.values()):
@@ -110,7 +111,7 @@ def _split(block: nn.Module, name: str, act: nn.Module,
     """Give each call site in a block's methods a copy of an activation.
 
     Returns:
-        dict: The copies by attribute, and what stays under ``name``.
+        dict: The copies by attribute; under ``name``, an ``nn.Identity``.
     """
     cls, names = original_class(block)
     cls = split_call_sites(cls, tuple(sorted({*names, name})))
@@ -130,7 +131,7 @@ def _split(block: nn.Module, name: str, act: nn.Module,
 
 def places_of(model: nn.Module,
               module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every block that holds a module, and the name it has there."""
+    """Every block that holds a module, and the attribute that holds it."""
     return [(block, name) for block in model.modules()
             for name, child in block._modules.items()
             if child is module]
@@ -141,8 +142,8 @@ def _why_not_act(act: nn.Module, sites: list[Call] | None) -> str | None:
     if isinstance(act, (_ConvNd, _NormBase, nn.Linear)):
         return f'is a {kind}, not an activation'
     if sites is None:
-        return ('is called with other channels, or by another block, from '
-                'time to time')
+        return ('is called with different numbers of channels, or by '
+                'several blocks')
     if not sites:
         return 'is not called'
     for site in sites:
@@ -159,7 +160,7 @@ def _why_not_act(act: nn.Module, sites: list[Call] | None) -> str | None:
 def _build_act(act: nn.Module, site: Call, cfg: dict) -> nn.Module:
     series = LAYERS.build(dict(cfg, num_channels=site.input.shape[1]))
     series.to(device=site.input.device, dtype=site.input.dtype)
-    # Parameters of A stay those of every place that it was called at.
+    # Parameters of A stay shared by all places where A was called.
     has_parameters = next(act.parameters(), None) is not None
     series.start_as(act if has_parameters else copy.deepcopy(act))
     return series.train(act.training)

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Deep training and series activations for networks built by hand."""
+"""Deep training and series activations for any network."""
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,19 +15,20 @@ from .calls import Call, DoesNotRun, record_calls
 from .place_series import Edits, place_series, places_of
 from .selection import Selector, choose, is_activation, is_conv
 
-# All of them convolve as nn.Conv2d does. Another subclass may compute its
-# weight or its padding anew at each call.
+# Classes that compute what nn.Conv2d computes. Other subclasses may compute
+# their weight or padding at each call.
 PLAIN_CONVS = (nn.Conv2d, MMCVConv2d)
 
 
 @dataclass
 class Replaced:
-    """What :func:`add_deep_training` did, by the modules' dotted names.
+    """Result of :func:`add_deep_training`, by the modules' dotted names.
 
     Attributes:
-        convs (list[str]): Convolutions that now train as two.
-        acts (list[str]): Activations that are now a series.
-        skipped (dict[str, str]): What was chosen and left alone, and why.
+        convs (list[str]): Convolutions that have deep training now.
+        acts (list[str]): Names of the new series activations.
+        skipped (dict[str, str]): Modules that were chosen but not replaced,
+            and why.
     """
 
     convs: list[str] = field(default_factory=list)
@@ -52,50 +53,52 @@ def add_deep_training(
         input_shape: Sequence[int] | None = None,
         deep_training: bool = True,
         deploy: bool = False) -> Replaced:
-    """Give a network's convolutions deep training, its activations series.
+    """Replace a network's convolutions and activations, in place.
 
-    In place (VanillaNet, arXiv 2305.12972, sections 3.1 and 3.2). The network
-    keeps its class, the names of its modules and, in eval mode and at lambda
-    1, its outputs: each pair of convolutions starts from the one that it
-    replaces and the identity, each series from its middle. So pretrained
-    weights can be loaded before, and those of plain convolutions later too.
-    To start from random weights instead, initialize the network afterwards
-    (mmengine's runner does so where it has an ``init_cfg``).
+    Convolutions get deep training and activations become series activations
+    (VanillaNet, arXiv 2305.12972, sections 3.1 and 3.2). The network keeps
+    its class, the names of its modules and, in eval mode at lambda 1, its
+    outputs: each pair of convolutions starts as the one that it replaces and
+    an identity, each series with weight 1 in the middle of its window and 0
+    elsewhere. So pretrained weights can be loaded before, and those of plain
+    convolutions also afterwards. To start from random weights instead,
+    initialize the network afterwards (mmengine's runner does so if the
+    network has an ``init_cfg``).
 
-    What is chosen but cannot be merged into a plain layer stays as it is; the
-    log and the result name it with the reason. An activation ``relu`` that
-    one block calls at several places becomes a series for each of them,
-    ``relu_1``, ``relu_2`` and so on (see :mod:`.call_sites`).
+    A module that is chosen but cannot be replaced stays as it is; the log and
+    the result give its name and the reason. If a block calls its activation
+    ``relu`` at several places, each of them gets a series activation of its
+    own, ``relu_1``, ``relu_2`` and so on (see :mod:`.call_sites`).
 
     ``convs`` and ``acts`` choose modules by
 
     - a string: a glob pattern for the dotted name of a convolution or an
       activation, as 'features.*', or the name of a class, as 'ReLU6';
-    - a class, whose instances are meant;
+    - a class: its instances;
     - a predicate of name and module;
-    - a list of these, of which one must hold;
+    - a list of these, of which one must match;
     - None: nothing.
 
     Args:
-        model (nn.Module): Any network that is built of ``nn.Module``.
+        model (nn.Module): Any network.
         convs (Selector): Which convolutions. Defaults to '*', all of them.
-        acts (Selector): Which activations. Defaults to '*', all that are not
-            gates.
+        acts (Selector): Which activations. Defaults to '*', all except gates
+            such as Sigmoid.
         conv_cfg (dict): Config of the convolutions; without ``norm_cfg`` they
             have batch norms. Defaults to ``dict(type='DeepTrainingConv2d')``.
-        act_cfg (dict): Config of the activations, whose A is the one that is
-            replaced. Defaults to ``dict(type='SeriesActivation')``.
+        act_cfg (dict): Config of the series activations; their A is the
+            replaced activation. Defaults to ``dict(type='SeriesActivation')``.
         input_shape (Sequence[int], optional): Channels, height and width of
-            an image. One image of zeros is run through the network to see
-            where activations are called and with how many channels, and once
-            more after the change. Defaults to None: the channels of the first
-            convolution, and 224 x 224.
-        deep_training (bool): Whether to put in the train form; False puts in
+            an image. An image of zeros is run through the network before the
+            replacement, to find where activations are called and with how
+            many channels, and again after it. Defaults to None, which means
+            the channels of the first convolution and 224 x 224.
+        deep_training (bool): Whether to build the train form; False builds
             the fine-tune form. Defaults to True.
-        deploy (bool): Whether to put in the deploy form. Defaults to False.
+        deploy (bool): Whether to build the deploy form. Defaults to False.
 
     Returns:
-        Replaced: What was replaced and what was skipped.
+        Replaced: The names of replaced and of skipped modules.
 
     Raises:
         ValueError: If a pattern, class or predicate chooses nothing, or the
@@ -149,22 +152,21 @@ def add_deep_training(
 def build_with_deep_training(model: dict,
                              data_preprocessor: dict | None = None,
                              **kwargs) -> nn.Module:
-    """Build a network and give it deep training, from a config.
+    """Build a network from a config and give it deep training.
 
-    Registered as ``WithDeepTraining``, it stands where the network stood:
-    ``backbone=dict(type='WithDeepTraining', model=dict(type='ResNet',
-    depth=50), convs='layer*')``. What it builds is of the network's own
-    class, so nothing around it needs to know.
+    Registered as ``WithDeepTraining``, it takes the place of the network's
+    config: ``backbone=dict(type='WithDeepTraining', model=dict(type='ResNet',
+    depth=50), convs='layer*')``. The result is of the network's own class.
 
     Args:
         model (dict): Config of the network.
-        data_preprocessor (dict, optional): What mmengine's runner gives to a
-            whole model; handed to the network. Defaults to None.
-        **kwargs: Arguments of :func:`add_deep_training`. Config files hold
-            their strings and lists of strings.
+        data_preprocessor (dict, optional): Config that mmengine's runner
+            passes to a whole model; passed on to the network. Defaults to
+            None.
+        **kwargs: Other arguments of :func:`add_deep_training`.
 
     Returns:
-        nn.Module: The network, changed.
+        nn.Module: The network with replaced layers.
 
     Raises:
         ValueError: As :func:`add_deep_training`.
@@ -182,7 +184,7 @@ def _calls(model: nn.Module, input_shape: Sequence[int] | None,
         return record_calls(model, input_shape)
     except DoesNotRun as e:
         if not needed:
-            return []  # a detector, say, whose convolutions alone are meant
+            return []  # convolutions are replaced without knowing the calls
         raise ValueError(
             f'{type(model).__name__} does not run on one image of input_shape='
             f'{input_shape}, which shows where activations are called: {e}'
@@ -205,8 +207,8 @@ def _why_not_conv(name: str, conv: nn.Module,
     if not is_conv(conv):
         return f'is a {kind}, not a convolution'
     if type(conv) not in PLAIN_CONVS:
-        return (f'is a {kind}, which is not known to be linear in its input '
-                'in the way of a plain Conv2d')
+        return (f'is a {kind}, which may not compute what a plain Conv2d '
+                'computes')
     if conv._forward_hooks or conv._forward_pre_hooks:
         return ('has hooks (as weight normalization and pruning have), which '
                 'would be lost')

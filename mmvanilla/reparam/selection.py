@@ -15,7 +15,7 @@ from ..layers import (
 Selector = (
     str | type | Callable[[str, nn.Module], bool] | Sequence | None)
 
-# Not the gates (Sigmoid and the like), which scale each position by itself.
+# Without gates, such as Sigmoid, whose outputs scale other feature maps.
 ACTIVATIONS = ('ReLU', 'ReLU6', 'LeakyReLU', 'PReLU', 'ELU', 'CELU', 'SELU',
                'GELU', 'SiLU', 'Swish', 'Mish', 'Hardswish', 'HardSwish',
                'HSwish', 'Softplus', 'Tanh')
@@ -34,10 +34,20 @@ def is_activation(module: nn.Module) -> bool:
 
 def choose(model: nn.Module, selector: Selector, argument: str,
             is_kind: Callable[[nn.Module], bool]) -> dict[str, nn.Module]:
-    """Name and module of each layer that a selector chooses.
+    """Choose layers of a model.
+
+    Args:
+        model (nn.Module): The network.
+        selector (Selector): As in :func:`add_deep_training`.
+        argument (str): Name of the selector, for the error.
+        is_kind (Callable): Whether a module is of the kind that patterns and
+            predicates choose from.
+
+    Returns:
+        dict[str, nn.Module]: The chosen layers by dotted name.
 
     Raises:
-        ValueError: If it chooses nothing.
+        ValueError: If a selector other than None chooses nothing.
     """
     if selector is None:
         return {}

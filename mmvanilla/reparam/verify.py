@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""How much outputs and predictions of two models differ."""
+"""Compare outputs and predictions of two models."""
 import math
 
 import torch
@@ -12,20 +12,21 @@ class OutputComparison:
     """Relative errors of output tensors, sample by sample.
 
     The error of a tensor is ||output - reference|| / ||reference||, with
-    Euclidean norms in float64, so that a large output hides no error of
-    another one.
+    Euclidean norms in float64. Each tensor has its own error, so that a large
+    output does not hide the error of a small one.
 
     Args:
         tol (float): The maximum allowed relative error.
 
     Attributes:
-        count (int): How many tensors were compared.
+        count (int): Number of compared tensors.
         max_rel (float): The maximum relative error; inf where an output is
             not finite or has another shape.
         max_abs (float): The maximum absolute difference.
     """
 
-    # Outputs of two inputs that differ by less are rounding errors.
+    # References of two samples whose relative difference is at most this are
+    # the same but for rounding.
     SAME = 1e-6
 
     def __init__(self, tol: float) -> None:
@@ -43,7 +44,7 @@ class OutputComparison:
         """Compare one output tensor of one sample.
 
         Args:
-            name (str): What the tensor is, the same for each sample.
+            name (str): Name of the output, the same for each sample.
             reference (Tensor): The expected tensor, (1, ...).
             output (Tensor): The tensor to check.
         """
@@ -77,20 +78,20 @@ class OutputComparison:
 
     @property
     def constant(self) -> list[str]:
-        """Names whose reference is the same for all of several samples."""
+        """Names of outputs whose reference is the same for all samples."""
         return [name for name, count in self._samples.items()
                 if count > 1 and name not in self._varied]
 
     def check(self, what: str) -> None:
-        """Refuse outputs that are not, or cannot be seen to be, the same.
+        """Refuse outputs that differ or whose comparison shows nothing.
 
         Args:
-            what (str): What was compared, to begin the message with.
+            what (str): What was compared; the message begins with it.
 
         Raises:
             UserError: If nothing was compared, a number is not finite, shapes
-                differ, the reference is the same for all samples, or a
-                relative error is over the tolerance.
+                differ, a relative error is over the tolerance, or every
+                output's reference is the same for all samples.
         """
         problem = self._problem
         if not self.count:
@@ -113,9 +114,10 @@ def _relative_error(reference: Tensor, output: Tensor) -> float:
 class PredictionComparison:
     """Agreement of two models' predictions, sample by sample.
 
-    Top-1 labels and label maps must be equal. A detection must have a
-    counterpart of the same label, with corners within 0.1 px and a score
-    within 1e-4; masks of such pairs are compared pixel by pixel.
+    Top-1 labels and label maps are compared for equality. A detection agrees
+    if the other model has one of the same label with box corners within 0.1
+    pixels and a score within 1e-4; masks of such pairs are compared pixel by
+    pixel. At least 99 % of each kind must agree.
     """
 
     BOX_TOL = 0.1  # pixels
@@ -123,11 +125,11 @@ class PredictionComparison:
     MIN_AGREEMENT = 0.99
 
     def __init__(self) -> None:
-        # name of what is predicted: [how many, how many of them equal]
+        # kind of prediction: [number of them, number that agree]
         self.counts: dict[str, list[int]] = {}
 
     def add(self, reference, other) -> None:
-        """Compare two data samples of one image."""
+        """Compare two models' data samples of one image."""
         if 'pred_label' in reference:
             self._count('top-1 agreement',
                         reference.pred_label == other.pred_label)
@@ -157,7 +159,7 @@ class PredictionComparison:
                     'mask pixels in agreement',
                     torch.as_tensor(a.masks[i]) == torch.as_tensor(
                         b.masks[j]))
-        # What only the other one detects is a disagreement too.
+        # A detection of the other model alone is a disagreement too.
         self._count('detections in agreement',
                     torch.cat([matched, torch.zeros_like(free[free])]))
 
@@ -175,8 +177,11 @@ class PredictionComparison:
     def check(self, what: str) -> None:
         """Refuse less than 99 % agreement.
 
+        Args:
+            what (str): What was compared; the message begins with it.
+
         Raises:
-            UserError: If it is less.
+            UserError: If less than 99 % of a kind of prediction agree.
         """
         for name, (total, equal) in self.counts.items():
             if equal < self.MIN_AGREEMENT * total:

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What everything else stands on: errors, files, tables, configs."""
+"""Errors, files, tables and configs, used by all other subpackages."""
 import time
 
 
@@ -16,6 +16,6 @@ def register_all_modules(init_default_scope: bool = True) -> None:
     from mmpretrain.utils import register_all_modules
     register_all_modules(init_default_scope=False)
     if init_default_scope:
-        # The newest instance is the current one.
+        # mmengine uses the newest instance.
         name = f'mmvanilla-{time.time_ns()}'
         DefaultScope.get_instance(name, scope_name='mmpretrain')

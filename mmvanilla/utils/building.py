@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""From a config to a model with weights and to batches that it takes."""
+"""Read configs; build their models and batches of their data."""
 import copy
 import os.path as osp
 import re
@@ -20,9 +20,9 @@ from .errors import UserError
 from .requirements import require
 from .terminal import import_toolbox
 
-# Toolboxes that need more than the package itself.
+# Toolboxes whose packages are optional.
 SCOPES = ('mmdet', 'mmseg')
-# Data sets whose layout is known, and what is not seen in their config.
+# Data sets whose layout is known: the end of the sentence about missing data.
 LAYOUTS = dict.fromkeys(
     ('ImageNet', 'CustomDataset'),
     ', with one folder of images for each class') | dict.fromkeys(
@@ -36,15 +36,17 @@ def read_config(path: str,
 
     Args:
         path (str): The config file.
-        cfg_options (dict, optional): What to override, as tools'
-            ``--cfg-options`` give it. Defaults to None.
+        cfg_options (dict, optional): Values by dotted keys that replace
+            those of the file, from ``--cfg-options``. Defaults to None.
         allow_new_keys (bool): Whether these may add unknown keys. Defaults
             to False.
 
+    Returns:
+        Config: The config, with the options applied.
+
     Raises:
         UserError: If there is no such file, it is not a config, an option
-            names an unknown key, or the toolbox that it is written for is not
-            installed.
+            has an unknown key, or the config's toolbox is not installed.
     """
     if not osp.isfile(path):
         raise UserError(f'no config at {path}')
@@ -68,8 +70,8 @@ def read_config(path: str,
 
 def config_files(cfg: Config) -> list[str]:
     """The files of a config: its own and all that it inherits from."""
-    # mmengine puts the path of each in front of its text, but not in its new
-    # style, where bases are imported.
+    # `cfg.text` holds the path of each file as a line before its content. In
+    # mmengine's new style, where bases are imported, it does not.
     files = [line for line in cfg.text.splitlines() if osp.isfile(line)]
     todo = [cfg.filename] if cfg.filename else []
     while todo:
@@ -87,26 +89,26 @@ def config_files(cfg: Config) -> list[str]:
 
 @contextmanager
 def scope_of(cfg: Config) -> Iterator[None]:
-    """Look names up in the toolbox that a config is written for."""
+    """Make a config's toolbox the default scope of registries."""
     scope = cfg.get('default_scope') or 'mmpretrain'
     with DefaultScope.overwrite_default_scope(scope):
         yield
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Build a config's model, in eval mode, with random weights.
+    """Build a config's model, in eval mode, without loading weights.
 
     Raises:
-        UserError: If the config has no model, or one whose arguments refuse
-            their values.
+        UserError: If the config has no model, or building it raises
+            ValueError.
     """
     if 'model' not in cfg:
         raise UserError(f'{cfg.filename} has no model')
     with scope_of(cfg):
-        # Weights come from the checkpoint that is loaded next, so what
-        # `init_cfg` would do, or download, is left out.
+        # `init_cfg` is not applied, nor its weights downloaded: callers load
+        # a checkpoint.
         model = copy.deepcopy(cfg.model)
-        # As mmengine's runner does it.
+        # As mmengine's runner does.
         if cfg.get('data_preprocessor'):
             model.setdefault('data_preprocessor',
                              copy.deepcopy(cfg.data_preprocessor))
@@ -118,17 +120,17 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def missing_data(dataset: dict) -> str | None:
-    """Say which of a data set's files are missing, where its layout is known.
+    """Describe missing files of a data set whose layout is known.
 
-    Other data sets may download their files, or say themselves what they
-    miss.
+    Other data sets may download their files, or report missing ones
+    themselves.
 
     Args:
         dataset (dict): The config of a data set, or of a wrapper around one.
 
     Returns:
-        str | None: A sentence on which folder was looked for and what it must
-        hold; None where nothing is known to be missing.
+        str | None: A sentence with the folder and what it must hold; None if
+        no files are known to be missing.
     """
     inner = dataset.get('dataset') or dataset.get('datasets')
     if inner is not None:
@@ -145,10 +147,9 @@ def missing_data(dataset: dict) -> str | None:
     parts = [p for p in prefixes.values() if isinstance(p, str) and p]
     if dataset.get('ann_file'):
         parts.append(dataset['ann_file'])
-    elif root and not parts and dataset.get('split') and dataset.get(
-            'type') != 'ImageFolderDataset':
+    elif root and not parts and dataset.get('split'):
         parts.append(dataset['split'])
-    # What lies on a server is the toolbox's to find.
+    # Files on a server are not checked.
     paths = [osp.join(root, part) for part in parts] or [root]
     if all(osp.exists(path) for path in paths if path and '://' not in path):
         return None
@@ -157,14 +158,14 @@ def missing_data(dataset: dict) -> str | None:
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Refuse a config whose data is not there.
+    """Refuse a config whose data is missing.
 
     Args:
         cfg (Config): A config.
-        loaders (str): Names of its data loaders, as ``train_dataloader``.
+        *loaders (str): Names of its data loaders, as ``train_dataloader``.
 
     Raises:
-        UserError: Naming the folder that was looked for.
+        UserError: If files are missing; names the folder.
     """
     for loader in loaders:
         if cfg.get(loader) and isinstance(cfg[loader].get('dataset'), dict):
@@ -184,19 +185,19 @@ def real_batches(cfg: Config,
         split (str): 'train', 'val' or 'test'. Defaults to 'val'.
 
     Returns:
-        list[dict] | None: Batches as the data loader gives them, for
-        ``model.data_preprocessor``; None where the config has no such data or
-        its files are not there.
+        list[dict] | None: Batches as the data loader yields them, for
+        ``model.data_preprocessor``; None if the config has no such data or
+        its files are missing.
 
     Raises:
-        UserError: If there are no samples, or the loader cannot be built.
+        UserError: If the data set is empty, or the loader cannot be built.
     """
     loader = cfg.get(f'{split}_dataloader')
     if not loader or missing_data(loader.dataset):
         return None
     loader = copy.deepcopy(loader)
     loader.update(num_workers=0, persistent_workers=False)
-    loader.pop('prefetch_factor', None)  # of workers
+    loader.pop('prefetch_factor', None)  # invalid without workers
     if loader.get('batch_size'):
         loader.batch_size = min(loader.batch_size, samples)
     with scope_of(cfg):
@@ -223,16 +224,17 @@ def random_batches(cfg: Config, samples: int) -> list[dict]:
 
     Args:
         cfg (Config): A config.
-        samples (int): How many images.
+        samples (int): Number of images, uint8 of 224 x 224 pixels.
 
     Returns:
-        list[dict]: Batches of one image, for ``model.data_preprocessor``.
+        list[dict]: Batches of one image, for ``model.data_preprocessor``. The
+        same call returns the same images.
     """
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     dataset = loader.get('dataset', {})
     while 'pipeline' not in dataset and 'dataset' in dataset:
         dataset = dataset['dataset']
-    # Images are made here and no annotations are compared with.
+    # There are no files of images and no annotations to load.
     transforms = [
         t for t in dataset.get('pipeline', [])
         if not type_name(t).startswith('Load')
@@ -260,8 +262,8 @@ def random_batches(cfg: Config, samples: int) -> list[dict]:
 
 
 def image_channels(cfg: Config) -> int:
-    """How many channels the network of a config takes."""
+    """Number of image channels of a config's network; 3 if not given."""
     node = cfg.model.get('backbone') or cfg.model
-    while isinstance(node.get('model'), dict):  # WithDeepTraining around it
+    while isinstance(node.get('model'), dict):  # inside WithDeepTraining
         node = node['model'].get('backbone') or node['model']
     return node.get('in_channels', 3)

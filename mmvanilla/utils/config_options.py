@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Overrides of a config from the command line, checked; types by name."""
+"""Checked overrides of a config from the command line."""
 import difflib
 import inspect
 from contextlib import suppress
@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from .errors import UserError
 
-# What may stand in a config besides the arguments of what a node builds: for
-# nodes that build nothing or need no type. '' is the config itself.
+# Keys that nodes of a config may have besides the arguments of the class that
+# they build. '' is the config itself.
 KEYS = {
     '': 'activation_checkpointing compile custom_imports'
         ' efficient_conv_bn_eval find_unused_parameters model_wrapper_cfg'
@@ -37,6 +37,7 @@ KEYS = {
                      ' dwconv_decay_mult flat_decay_mult layer_decay_rate'
                      ' norm_decay_mult num_layers',
 }
+# Classes that nodes without a type build.
 BUILDS = {
     '': [Runner],
     'dataloader': [DataLoader],
@@ -50,11 +51,14 @@ BUILDS = {
 
 
 def type_name(node) -> str:
-    """The class's name that a config node builds, without its scope.
+    """Name of the class that a config node builds, without its scope.
 
     Args:
         node (dict | str | type): A node with ``type``, or its ``type``, which
             is a class in new-style configs.
+
+    Returns:
+        str: The name; '' if the node has no ``type``.
     """
     if isinstance(node, dict):
         node = node.get('type', '')
@@ -69,14 +73,16 @@ def apply_cfg_options(cfg: Config,
 
     Args:
         cfg (Config): The config.
-        options (dict): Values by dotted keys, as ``--cfg-options`` gives.
-        allow_new_keys (bool): Whether a key may be one that neither the
-            config nor what it builds knows. Defaults to False.
+        options (dict): Values by dotted keys, from ``--cfg-options``.
+        allow_new_keys (bool): Whether a key may be one that is neither in
+            the config nor an argument of the class that its node builds.
+            Defaults to False.
 
     Raises:
-        UserError: If a key is not known; names the nearest one.
+        UserError: If a key is not known, with the nearest known one, or
+            cannot be set.
     """
-    # What a node takes is known once its type is.
+    # Types first: a node's type determines its arguments.
     for key in sorted(options, key=lambda k: not k.endswith('type')):
         if not allow_new_keys:
             _check(cfg, key)
@@ -108,7 +114,7 @@ def _check(cfg: Config, key: str) -> None:
             near = difflib.get_close_matches(part, sorted(known), 1, 0.5)
             hint = '.'.join(parts[:i] + near)
             raise UserError(
-                f'--cfg-options {key}: the config knows no '
+                f'--cfg-options {key}: the config has no '
                 f'{".".join(parts[:i + 1])}' +
                 (f'; did you mean {hint}?' if near else '') +
                 ' (--allow-new-keys adds a new key)')
@@ -116,7 +122,7 @@ def _check(cfg: Config, key: str) -> None:
 
 
 def _arguments(node: ConfigDict, path: list[str], scope: str) -> set[str]:
-    """What a node may hold besides what it holds."""
+    """Keys that a node may have besides those that it has."""
     key = path[-1] if path else ''
     key = 'dataloader' if key.endswith('_dataloader') else key
     names = {'type', '_scope_', '_delete_', *KEYS.get(key, '').split()}

@@ -1,22 +1,25 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What a user fed us and what is wanted instead, in one sentence."""
+"""Errors in a user's input, reported in one sentence."""
 import errno
 import functools
 import sys
 from collections.abc import Callable
 
-# The disk is full, over its quota, read-only, or the file is too large.
+# The disk is full, over quota or read-only, or the file is too large.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class UserError(Exception):
-    """Something that a user can mend; its text is one clear sentence."""
+    """An error that a user can correct.
+
+    Its text is one sentence: what was given and what is wanted.
+    """
 
 
 def exit_on_user_error(main: Callable) -> Callable:
     """Make a tool print a :class:`UserError` as one line and exit with 1.
 
-    The same for a file that cannot be read or written.
+    So it does with an ``OSError`` of a file or of a full disk.
     """
 
     @functools.wraps(main)

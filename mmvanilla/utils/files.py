@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Writing files whole or not at all, and only over files of our own."""
+"""Writing files atomically, and replacing only files of mmvanilla."""
 import fcntl
 import hashlib
 import mmap
@@ -15,29 +15,28 @@ from pathlib import Path
 
 from .errors import DISK_ERRORS, UserError
 
-# Every file that a tool writes holds this text: a comment, an entry of its
-# meta or its metadata. A file without it is not replaced unasked.
+# Every file that a tool writes holds this text in a comment, its meta or its
+# metadata. A file without it is replaced only if the user asks for it.
 MARK = 'written by mmvanilla'
 PREFIX = '.mmvanilla-'
-# For the descriptor of a lock, where the file system has none.
+# In the place of a lock's descriptor, if the file system has no locks.
 NO_LOCKS = -1
 
 
 def signed(text: str) -> str:
-    """A Python file's text behind a comment that marks it as ours.
+    """A Python file's text after a comment that marks it as ours.
 
-    The comment holds the text's SHA-256, so that an edited file is the
-    user's.
+    The comment holds the text's SHA-256, by which an edited file is known.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f'# {MARK}, sha256 of the lines below: {digest}\n{text}'
 
 
 def is_ours(path: str | Path) -> bool:
-    """Whether a file is, unchanged, one that mmvanilla wrote.
+    """Whether mmvanilla wrote a file; for ``.py``, also that no one edited it.
 
-    The weights of an OpenVINO network (``.bin``) cannot hold
-    :data:`MARK`; they are ours where their ``.xml`` is.
+    The weights of an OpenVINO network (``.bin``) cannot hold :data:`MARK`;
+    they are ours if the ``.xml`` beside them is.
     """
     path = Path(path)
     if path.suffix == '.bin':
@@ -57,19 +56,21 @@ def is_ours(path: str | Path) -> bool:
 def check_output(path: str | Path,
                  inputs: Iterable[str | Path] = (),
                  force: bool = False) -> None:
-    """Refuse, before any work is done, a file that must not be written.
+    """Refuse an output file that cannot or must not be written.
+
+    Tools call it before any work is done.
 
     Args:
         path (str | Path): The file to write.
         inputs (Iterable[str | Path]): Files that the same command reads.
-            Those that do not exist are ignored.
-        force (bool): Whether to replace a file that :func:`is_ours` does not
-            know. Defaults to False.
+            Those that do not exist are ignored. Defaults to ().
+        force (bool): Whether to replace a file for which :func:`is_ours` is
+            False. Defaults to False.
 
     Raises:
         UserError: If the folder is missing or not writable, the name is too
-            long, or ``path`` is a folder, no regular file, one of ``inputs``,
-            or, without ``force``, a file that mmvanilla did not write.
+            long, ``path`` is a folder, not a regular file or one of
+            ``inputs``, or, without ``force``, mmvanilla did not write it.
     """
     path = Path(path)
     try:
@@ -79,8 +80,8 @@ def check_output(path: str | Path,
         if not path.parent.is_dir():
             raise UserError(f'cannot write to {path}: the folder '
                             f'{path.parent} does not exist')
-        # Asking the file system, since root passes every permission check;
-        # by a file of the same name, which may be too long for it.
+        # Create a file of the same name, since os.access does not tell
+        # whether root can write there, nor whether the name is too long.
         with _temporary_folder(path.parent) as folder:
             (folder / path.name).touch()
         if not path.exists():
@@ -105,10 +106,13 @@ def check_output(path: str | Path,
 def replace_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` on success.
 
-    The file has the same name in a random folder beside. It is on the disk
-    before it is renamed. On an exception and on SIGTERM the folder is removed
-    and ``path`` is untouched. Folders of runs that were killed are removed
-    first.
+    The temporary file has the same name, in a folder of a random name beside
+    ``path``. It is flushed to the disk before it is renamed. On an exception
+    and on SIGTERM the folder is removed and ``path`` is not changed. Folders
+    that killed processes left are removed first.
+
+    Raises:
+        UserError: If the disk is full or cannot be written to.
     """
     with replace_together([path]) as (temporary, ):
         yield temporary
@@ -118,8 +122,9 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
 def replace_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
     """:func:`replace_atomically` for files of one folder that belong together.
 
-    A kill never leaves a new one beside an old one: first all but the first
-    are removed, then the first is replaced, then the others appear.
+    If the process is killed, a new file is never left beside an old one: all
+    but the first are removed, then the first is replaced, then the others are
+    put in place.
 
     Raises:
         UserError: If the disk is full or cannot be written to.
@@ -163,7 +168,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder of a random name, locked as long as its process lives."""
+    """Yield a folder of a random name, locked while its process runs."""
     for old in parent.glob(f'{PREFIX}*'):
         lock = _lock(old)
         if lock not in (None, NO_LOCKS):
@@ -171,7 +176,7 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
             os.close(lock)
     with _exit_on_sigterm():
         lock = None
-        while lock is None:  # another process may just have taken it for old
+        while lock is None:  # another process may have removed it as old
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
             lock = _lock(folder)
         try:
@@ -183,10 +188,10 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A file descriptor that locks a folder.
+    """Lock a folder and return the lock's file descriptor.
 
-    None if the folder is gone or another process has it, :data:`NO_LOCKS` if
-    its file system has no locks.
+    None if the folder is gone or another process holds the lock,
+    :data:`NO_LOCKS` if the file system has no locks.
     """
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -207,7 +212,7 @@ def _lock(folder: Path) -> int | None:
 
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """Clean up on SIGTERM, unless the program has a handler of its own."""
+    """Raise SystemExit on SIGTERM, unless the program handles it itself."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield

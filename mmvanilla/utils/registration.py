@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Our models by name, in mmpretrain's own API."""
+"""Register our models with mmpretrain and our configs with mmengine."""
 from pathlib import Path
 
 from mmengine.config.utils import MODULE2PACKAGE
@@ -9,7 +9,7 @@ from mmpretrain.apis import ModelHub
 def root() -> Path:
     """The folder that holds ``configs``, ``tools`` and ``model-index.yml``.
 
-    In a checkout it is the checkout, in an installed package its ``.mim``.
+    This is the root of a clone, or ``.mim`` of an installed package.
     """
     package = Path(__file__).resolve().parents[1]
     if (package.parent / 'model-index.yml').is_file():
@@ -18,16 +18,14 @@ def root() -> Path:
 
 
 def register_models() -> None:
-    """Add our models to mmpretrain's and our configs to those to inherit.
+    """Register our models and configs; a second call does nothing.
 
-    ``mmpretrain.list_models``, ``get_model`` and the inferencers know them by
-    name afterwards, and configs may inherit from ``mmvanilla::...``, which
-    mmengine allows for packages in its own list alone. A second call does
-    nothing.
+    ``mmpretrain.list_models``, ``get_model`` and the inferencers know the
+    models by name afterwards, and configs may inherit from
+    ``mmvanilla::...``, which mmengine allows only for packages in its list.
     """
-    # mmengine looks for the folder of this "package". A module's is found in
-    # editable installs as well, which a distribution's is not in mmengine
-    # 0.10.7.
+    # mmengine searches the folder of this "package". In editable installs,
+    # mmengine 0.10.7 finds that of a module but not of a distribution.
     MODULE2PACKAGE.setdefault('mmvanilla', 'mmvanilla.version')
     if not ModelHub.has('vanillanet-6_8xb128_in1k'):
         ModelHub.register_model_index(

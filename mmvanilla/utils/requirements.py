@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What must be installed beside mmvanilla, and what installs it."""
+"""Checks of the packages that mmvanilla needs."""
 import importlib.util
 import runpy
 import sys
@@ -9,11 +9,11 @@ from packaging.version import Version
 
 from .errors import UserError
 
-# Import name: the oldest release that works. setup.py requires neither the
-# original OpenMMLab packages nor OneDL's, since these own the same import
-# names and installing one over the other breaks both.
+# Import name: the oldest release that works. setup.py requires none of these
+# packages: those of OneDL and of OpenMMLab share their import names, and
+# installing one over the other breaks both.
 MINIMUM = dict(mmengine='0.10.0', mmcv='2.0.0', mmpretrain='1.2.0')
-# Import name: the extra of setup.py that brings the package.
+# Import name: the extra of setup.py that installs the package.
 EXTRAS = dict(
     mmdet='onedl-downstream', mmseg='onedl-downstream', onnx='export',
     onnxscript='export', onnxruntime='export', openvino='export',
@@ -21,18 +21,18 @@ EXTRAS = dict(
 
 
 class RequirementError(UserError, ImportError):
-    """A package is missing or too old; the text says what installs it."""
+    """A package is missing or too old; the text says how to install it."""
 
 
 def require(*names: str) -> None:
-    """Refuse to go on without packages of an extra.
+    """Raise an error if optional packages are not installed.
 
     Args:
-        *names (str): Import names.
+        *names (str): Import names, keys of ``EXTRAS``.
 
     Raises:
-        RequirementError: In one sentence: which package is missing and what
-            installs it.
+        RequirementError: If a package is missing; names it and the command
+            that installs it.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -47,19 +47,19 @@ def require(*names: str) -> None:
 
 
 def check_requirements() -> None:
-    """Refuse to import mmvanilla without the packages that it plugs into.
+    """Raise an error if mmengine, mmcv or mmpretrain is not usable.
 
     Raises:
-        RequirementError: In one sentence: which package is missing or too
-            old, what was found, and what installs it. Where nothing catches
-            it, Python prints that sentence in place of a traceback.
+        RequirementError: If a package is missing or too old; names it, the
+            release found and the command that installs it. If nothing catches
+            the error, Python prints that sentence instead of a traceback.
     """
     for name, minimum in MINIMUM.items():
         spec = importlib.util.find_spec(name)
         if spec is None:
             found = 'none'
         else:
-            # Read, not imported: a package of the wrong age may not import.
+            # Do not import the package, which may fail if it is too old.
             found = runpy.run_path(
                 str(Path(spec.origin).with_name('version.py')))['__version__']
             if Version(found) >= Version(minimum):

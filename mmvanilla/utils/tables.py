@@ -1,9 +1,9 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What the tools print."""
+"""Tables that the tools print."""
 
 
 def markdown_table(header: list[str], rows: list[tuple]) -> str:
-    """A Markdown table with aligned columns."""
+    """Format a Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     rows = [header, ['-' * w for w in widths], *rows]
     return '\n'.join(

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What is shown on a screen, and what is not."""
+"""Output on the terminal."""
 import contextlib
 import importlib
 import io
@@ -12,16 +12,17 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 T = TypeVar('T')
-# What the toolboxes print about optional packages while they are imported.
+# Beginnings of lines and warnings about optional packages, which the toolboxes
+# print when they are imported.
 NOISE = ('Could not import OneDL', )
 WARNINGS = ('Fail to import ``MultiScaleDeformableAttention``', )
 
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Import toolboxes without their lines on optional packages.
+    """Hide the lines on optional packages that imports print.
 
-    Everything else that is printed meanwhile is printed when it ends.
+    Other lines are printed when the context ends.
     """
     printed = io.StringIO()
     try:
@@ -36,22 +37,28 @@ def quiet_imports() -> Iterator[None]:
 
 
 def import_toolbox(scope: str) -> None:
-    """Import mmdet or mmseg ahead of its registries, which would be loud."""
+    """Import mmdet or mmseg quietly, before its registries do it."""
     with quiet_imports():
         importlib.import_module(f'{scope}.datasets')
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    """Go through ``items``, with a progress bar where there is a terminal."""
+    """Iterate over ``items``, with a progress bar on a terminal.
+
+    Args:
+        items (Iterable): What to iterate over.
+        what (str): Label of the bar.
+        total (int): Number of items.
+    """
     if not sys.stderr.isatty():
         return items
     return rich_track(
         items, what, total, console=Console(stderr=True), transient=True)
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few of ``names``, and how many more there are."""
-    shown = ', '.join(names[:most])
+def some(names: Sequence, most: int = 3) -> str:
+    """List the first ``most`` of ``names`` and the number of others."""
+    shown = ', '.join(map(str, names[:most]))
     if len(names) > most:
         shown += f' and {len(names) - most} more'
     return shown

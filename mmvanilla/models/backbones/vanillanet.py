@@ -43,7 +43,7 @@ class VanillaStage(BaseModule):
     Args:
         conv (DeepTrainingConv2d): The stage's convolution.
         act (SeriesActivation): The stage's activation.
-        pool (nn.Module, optional): What reduces the resolution.
+        pool (nn.Module, optional): The pooling that reduces the resolution.
             Defaults to None.
     """
 
@@ -78,25 +78,25 @@ class VanillaNet(BaseBackbone):
 
             - ``dims`` (list[int]): channels of the stem, then of each stage;
             - ``strides`` (list[int]): 1 or 2 for each stage;
-            - ``ada_pool`` (list[int], optional): for each stage that has
-              stride 2 the side, in pixels, that adaptive max pooling brings
-              it to. The stem's stride is then 3.
+            - ``ada_pool`` (list[int], optional): for each stage of stride 2
+              the output size, in pixels, of its adaptive max pooling, and 0
+              for the others. The stem's stride is then 3.
 
             Defaults to '6'.
         in_channels (int): Channels of the image. Defaults to 3.
         act_num (int): n of the series activations. Defaults to 3.
-        out_indices (Sequence[int]): The stages whose outputs are returned,
-            counted from the end where negative. Defaults to (-1, ).
-        frozen_stages (int): Freezes the stem and the first that many stages;
-            0 freezes the stem alone, -1 nothing. Defaults to -1.
+        out_indices (Sequence[int]): The stages whose outputs are returned;
+            negative ones count from the end. Defaults to (-1, ).
+        frozen_stages (int): How many stages are frozen, besides the stem; 0
+            freezes the stem alone, -1 nothing. Defaults to -1.
         norm_cfg (dict): Config of the batch norms.
             Defaults to ``dict(type='BN', eps=1e-6)``.
-        act_cfg (dict): Config of the activation, both in deep training and
-            in the series. Defaults to ``dict(type='ReLU')``.
+        act_cfg (dict): Config of the activation A of deep training and of
+            the series activations. Defaults to ``dict(type='ReLU')``.
         norm_eval (bool): Whether batch norms keep their running statistics
             while training. Defaults to False.
         with_cp (bool): Whether to recompute each stage in the backward pass
-            and save the memory of its inner activations. Defaults to False.
+            instead of storing its intermediate tensors. Defaults to False.
         deep_training (bool): Whether to build the train form, where each
             convolution is two; False builds the fine-tune form.
             Defaults to True.
@@ -106,8 +106,8 @@ class VanillaNet(BaseBackbone):
             biases, 1 and 0 for batch norms.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` name
-            something that is not there.
+        ValueError: If ``arch`` is unknown or inconsistent, or
+            ``out_indices`` or ``frozen_stages`` are out of range.
 
     Example:
         >>> net = VanillaNet('6', out_indices=(0, 1, 2, 3)).eval()
@@ -165,8 +165,8 @@ class VanillaNet(BaseBackbone):
                     mid_channels=mid_channels, norm_cfg=norm_cfg,
                     act_cfg=act_cfg, post_norm=True,
                     deep_training=deep_training, deploy=deploy, **kwargs),
-                # What stands before it (a norm, a pooling, a convolution)
-                # does not need its own output to go backward.
+                # The backward pass of the layer before it (norm, pooling or
+                # convolution) does not use that layer's output.
                 SeriesActivation(
                     out_channels,
                     act_num=act_num,
@@ -194,7 +194,7 @@ class VanillaNet(BaseBackbone):
 
     def _parse_arch(self, arch) -> tuple[list[int], list[int], list | None]:
         if isinstance(arch, int):
-            arch = str(arch)  # as --cfg-options reads it
+            arch = str(arch)  # --cfg-options turns '6' into 6
         if isinstance(arch, str):
             if arch not in self.arch_settings:
                 raise ValueError(
@@ -264,7 +264,7 @@ class VanillaNet(BaseBackbone):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'VanillaNet':
-        """Set the mode, with frozen stages and frozen norms left in eval."""
+        """Set the mode; frozen stages and norms stay in eval mode."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -279,7 +279,7 @@ class VanillaNet(BaseBackbone):
         return self.stem.act.deploy
 
     def switch_to_finetune(self) -> None:
-        """Merge each pair of convolutions, in place, and keep the norms.
+        """Convert to fine-tune form, in place; a second call does nothing.
 
         Raises:
             RuntimeError: If lambda is not 1.
@@ -287,7 +287,7 @@ class VanillaNet(BaseBackbone):
         switch_to_finetune(self)
 
     def switch_to_deploy(self) -> None:
-        """Merge every layer, in place; a second call does nothing.
+        """Convert to deploy form, in place; a second call does nothing.
 
         Raises:
             RuntimeError: If lambda is not 1.
@@ -305,9 +305,9 @@ class VanillaNet(BaseBackbone):
                 Defaults to ''.
 
         Returns:
-            tuple[int, int]: 0 for the stem, i + 1 for stage i, L + 1 for
-            what is not of the backbone; and the number of depths, L + 2,
-            where L is the number of stages.
+            tuple[int, int]: The depth and the number of depths, L + 2, where
+            L is the number of stages. The depth is 0 for the stem, i + 1 for
+            stage i and L + 1 for parameters outside of the backbone.
         """
         num_layers = self.num_stages + 2
         if not param_name.startswith(prefix):

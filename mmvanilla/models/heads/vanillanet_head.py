@@ -12,10 +12,10 @@ from ..backbones.vanillanet import INIT_CFG
 
 @MODELS.register_module()
 class VanillaNetHead(ClsHead):
-    """Classification head whose classifier has deep training as well.
+    """Classification head whose classifier has deep training.
 
     Global average pooling -> dropout -> :class:`DeepTrainingConv2d` of 1x1
-    (VanillaNet, arXiv 2305.12972, section 3). The pooling is its own: no
+    (VanillaNet, arXiv 2305.12972, section 3). It includes the pooling: no
     neck is needed.
 
     Args:
@@ -98,7 +98,11 @@ class VanillaNetHead(ClsHead):
         return not isinstance(self.classifier, DeepTrainingConv2d)
 
     def switch_to_finetune(self) -> None:
-        """Merge the classifier, in place, as :meth:`switch_to_deploy`."""
+        """Merge the classifier, in place, as :meth:`switch_to_deploy`.
+
+        Raises:
+            RuntimeError: If lambda is not 1.
+        """
         switch_to_finetune(self)
 
     def switch_to_deploy(self) -> None:

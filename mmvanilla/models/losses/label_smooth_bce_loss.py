@@ -9,15 +9,15 @@ from torch import Tensor, nn
 class LabelSmoothBCELoss(nn.Module):
     """Binary cross entropy with logits, mean over samples **and** classes.
 
-    mmpretrain's sigmoid cross entropy is the mean over samples alone, hence
-    larger by the number of classes. Labels are smoothed here, after mixup and
-    cutmix, which are linear: the target is the same as if they were smoothed
-    before, ``on = 1 - s + s / K`` and ``off = s / K`` for K classes (the
-    recipe of VanillaNet, arXiv 2305.12972, section 4).
+    mmpretrain's sigmoid cross entropy is the mean over samples alone, so its
+    value is larger by the factor K, the number of classes. Labels are
+    smoothed to ``1 - s + s / K`` and ``s / K`` (the recipe of VanillaNet,
+    arXiv 2305.12972, section 4). Smoothing after mixup and cutmix, as here,
+    gives the same targets as before them, since both are linear.
 
     Args:
         label_smooth_val (float): s, from 0 to below 1. Defaults to 0.
-        loss_weight (float): What the mean is multiplied by. Defaults to 1.
+        loss_weight (float): Factor of the loss. Defaults to 1.
 
     Raises:
         ValueError: If ``label_smooth_val`` is out of range.
@@ -42,8 +42,8 @@ class LabelSmoothBCELoss(nn.Module):
         Args:
             cls_score (Tensor): Logits, (N, K).
             label (Tensor): Class indices, (N, ), or scores, (N, K).
-            avg_factor (float, optional): What stands for N in the mean.
-                Defaults to None, that is N.
+            avg_factor (float, optional): Divisor in the place of N.
+                Defaults to None, which means N.
 
         Returns:
             Tensor: The loss, a scalar.
@@ -59,5 +59,5 @@ class LabelSmoothBCELoss(nn.Module):
         return self.loss_weight * loss / (avg_factor * num_classes)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
+        """Show s where the module is printed."""
         return f'label_smooth_val={self.label_smooth_val:g}'

@@ -59,6 +59,8 @@ class SeriesActivation(nn.Module):
         super().__init__()
         if act_num < 0:
             raise ValueError(f'act_num must not be negative, got {act_num}')
+        if norm_cfg is None:
+            raise ValueError('norm_cfg must be a batch norm, but got None')
         self.num_channels = num_channels
         self.act_num = act_num
         act_cfg = dict(act_cfg)

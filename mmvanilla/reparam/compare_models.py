@@ -107,8 +107,7 @@ def _compare_layers(reference: nn.Module, converted: nn.Module,
     comparison = OutputComparison(LAYER_TOL)
     generator = torch.Generator().manual_seed(0)
     for name, layer in find_layers(reference).items():
-        # The first convolution of a layer takes the layer's input, or that
-        # of its activation A.
+        # The first convolution of a layer has the layer's input channels.
         conv = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
         size = [d * (k - 1) + 3 for k, d in zip(conv.kernel_size,
                                                 conv.dilation)]

@@ -56,7 +56,7 @@ def check_requirements() -> None:
     """
     for name, minimum in MINIMUM.items():
         spec = importlib.util.find_spec(name)
-        if spec is None:
+        if spec is None or spec.origin is None:  # or a folder of that name
             found = 'none'
         else:
             # Do not import the package, which may fail if it is too old.

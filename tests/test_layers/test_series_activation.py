@@ -87,6 +87,7 @@ def test_as_act_cfg_of_any_network(name):
 
 @pytest.mark.parametrize('kwargs', [
     dict(num_channels=4, act_num=-1),
+    dict(num_channels=4, norm_cfg=None),
     dict(num_channels=4, norm_cfg=dict(type='GN', num_groups=2)),
     dict(norm_cfg=dict(type='GN', num_groups=2)),
 ])

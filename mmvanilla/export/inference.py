@@ -71,7 +71,8 @@ def optimize_for_inference(model: nn.Module,
         return OptimizedNetwork(network)
     check_compiler()
     mode = 'reduce-overhead' if example.is_cuda else None
-    optimized = OptimizedNetwork(torch.compile(network, mode=mode))
+    optimized = OptimizedNetwork(
+        torch.compile(network, mode=mode, dynamic=False))
     # Inductor reads `freezing` while it traces, where weights become
     # constants; as an option of torch.compile it would come too late.
     with torch._inductor.config.patch(freezing=True):

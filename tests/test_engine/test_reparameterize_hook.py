@@ -4,6 +4,8 @@ import re
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmpretrain.registry import METRICS
 from tiny import lams, read, tiny_cfg, train
 
 from mmvanilla.checkpoints import load_weights
@@ -22,7 +24,9 @@ def cfg_with_hook(work_dir, **kwargs):
 def test_merges_the_last(tmp_path, ema):
     cfg = cfg_with_hook(tmp_path, checkpoint='last')
     if ema:
-        cfg.custom_hooks.append(dict(type='EMAHook', update_buffers=True))
+        # A short average, or all images would have nearly the same outputs.
+        cfg.custom_hooks.append(
+            dict(type='EMAHook', momentum=0.9, update_buffers=True))
     train(cfg)
     source = build_model(cfg)
     load_weights(source, str(tmp_path / 'epoch_4.pth'))
@@ -41,21 +45,36 @@ def test_merges_the_last(tmp_path, ema):
     assert content['meta']['dataset_meta']['classes'] == tuple('0123456789')
 
 
-def test_best_or_last_where_best_does_not_merge(tmp_path, capfd):
-    # The best is of the first epoch: later ones learn nothing.
+@METRICS.register_module(force=True)
+class Trend(BaseMetric):
+    """Rises or falls with every evaluation."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.value, self.step = 0, step
+
+    def process(self, data_batch, data_samples) -> None:
+        self.results.append(None)
+
+    def compute_metrics(self, results) -> dict:
+        self.value += self.step
+        return dict(trend=self.value)
+
+
+@pytest.mark.parametrize('step', [1, -1])
+def test_best_or_last_where_best_does_not_merge(tmp_path, capfd, step):
     cfg = cfg_with_hook(tmp_path)
-    cfg.default_hooks.checkpoint.save_best = 'accuracy/top1'
-    cfg.optim_wrapper.optimizer.lr = 0.0
-    cfg.train_dataloader.dataset.indices = 16
-    cfg.model.backbone.norm_eval = True
-    runner = train(cfg)
-    best = runner.message_hub.get_info('best_ckpt')
+    cfg.default_hooks.checkpoint.update(save_best='trend', rule='greater')
+    cfg.val_evaluator = dict(type='Trend', step=step)
+    best = train(cfg).message_hub.get_info('best_ckpt')
     out = ''.join(capfd.readouterr())
-    if min(lams(read(best)['state_dict'])) < 1:
+    if step > 0:  # the best is the last, with lambda 1
+        assert lams(read(best)['state_dict']) == {1}
+        assert f'Merged {best}' in out
+    else:
+        assert lams(read(best)['state_dict']) == {0}
         assert 'before lambda reached 1 and cannot be merged' in out
         assert f'Merged {tmp_path}/epoch_4.pth' in out
-    else:
-        assert f'Merged {best}' in out
     assert (tmp_path / 'deploy.pth').exists()
 
 

@@ -31,7 +31,9 @@ CFGS = dict(
 TINY = dict(dims=[4, 8, 8, 12], strides=[2, 1, 2])
 
 
-def test_by_name_without_a_default_scope():
+def test_by_name_without_a_default_scope(monkeypatch):
+    # A scope that another test left.
+    monkeypatch.setattr(DefaultScope, '_instance_dict', {})
     assert DefaultScope.get_current_instance() is None
     network = MODELS.build(
         dict(type='VGG', depth=11, norm_cfg=dict(type='BN'),

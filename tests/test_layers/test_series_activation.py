@@ -79,8 +79,10 @@ def test_unknown_channels_do_not_merge():
 
 @pytest.mark.parametrize('name', ['SeriesActivation',
                                   'mmpretrain.SeriesActivation'])
-def test_as_act_cfg_of_any_network(name):
-    module = ConvModule(3, 8, 3, act_cfg=dict(type=name, act_num=1))
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain'])
+def test_as_act_cfg_of_any_network(name, scope):
+    with DefaultScope.overwrite_default_scope(scope):
+        module = ConvModule(3, 8, 3, act_cfg=dict(type=name, act_num=1))
     assert module(torch.randn(2, 3, 6, 6)).shape == (2, 8, 4, 4)
     assert isinstance(module.activate, SeriesActivation)
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Training in fine-tune form: loading, EMA, resuming, two processes."""
+import os
 import subprocess
 import sys
 
@@ -88,7 +89,9 @@ def rank_main(rank: int, folder: str) -> None:
 
 def test_gradients_of_two_processes(tmp_path):
     processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), tmp_path])
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), tmp_path],
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
         for rank in range(2)
     ]
     assert [process.wait(120) for process in processes] == [0, 0]

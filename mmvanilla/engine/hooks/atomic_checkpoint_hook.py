@@ -214,11 +214,10 @@ register_backend('mmvanilla.atomic', AtomicBackend, force=True)
 
 
 def _write(path: str | Path, content: bytes) -> None:
-    try:
-        with replace_atomically(path) as temporary:
-            Path(temporary).write_bytes(content)
-    except OSError as e:
-        free = shutil.disk_usage(osp.dirname(osp.abspath(path))).free
+    free = shutil.disk_usage(osp.dirname(osp.abspath(path))).free
+    if free < len(content):
         raise UserError(
-            f'cannot write {path}: {e.strerror} ({len(content) / 2**20:.1f} '
-            f'MB are needed, {free / 2**20:.1f} MB are free)') from e
+            f'cannot write {path}: {len(content) / 2**20:.1f} MB are needed, '
+            f'{free / 2**20:.1f} MB are free')
+    with replace_atomically(path) as temporary:
+        Path(temporary).write_bytes(content)

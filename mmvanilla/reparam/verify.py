@@ -32,6 +32,7 @@ class OutputComparison:
     def __init__(self, tol: float) -> None:
         self.tol = tol
         self.count = 0
+        self._numbers = 0
         self.max_rel = 0.0
         self.max_abs = 0.0
         self._worst = ''
@@ -49,6 +50,7 @@ class OutputComparison:
             output (Tensor): The tensor to check.
         """
         self.count += 1
+        self._numbers += reference.numel()
         sample = self._samples[name] = self._samples.get(name, 0) + 1
         where = f'{name} of sample {sample}'
         reference, output = reference.double(), output.double()
@@ -94,7 +96,7 @@ class OutputComparison:
                 output's reference is the same for all samples.
         """
         problem = self._problem
-        if not self.count:
+        if not problem and not self._numbers:
             problem = 'no outputs were compared'
         elif not problem and self.max_rel > self.tol:
             problem = (f'the relative error of {self._worst} is '

@@ -99,8 +99,8 @@ def build_model(cfg: Config) -> nn.Module:
     """Build a config's model, in eval mode, without loading weights.
 
     Raises:
-        UserError: If the config has no model, or building it raises
-            ValueError.
+        UserError: If the config has no model, or one that does not build:
+            an unknown type or argument, or a value that is refused.
     """
     if 'model' not in cfg:
         raise UserError(f'{cfg.filename} has no model')
@@ -114,9 +114,11 @@ def build_model(cfg: Config) -> nn.Module:
                              copy.deepcopy(cfg.data_preprocessor))
         try:
             return MODELS.build(model).eval()
-        except ValueError as e:
-            raise UserError(f'cannot build the model of {cfg.filename}: {e}'
-                            ) from e
+        except (AssertionError, AttributeError, ImportError, KeyError,
+                TypeError, ValueError) as e:
+            raise UserError(
+                f'cannot build the model of {cfg.filename}: '
+                f'{type(e).__name__}: {" ".join(str(e).split())}') from e
 
 
 def missing_data(dataset: dict) -> str | None:

@@ -36,11 +36,13 @@ def is_ours(path: str | Path) -> bool:
     """Whether mmvanilla wrote a file; for ``.py``, also that no one edited it.
 
     The weights of an OpenVINO network (``.bin``) cannot hold :data:`MARK`;
-    they are ours if the ``.xml`` beside them is.
+    the ``.xml`` beside them holds their SHA-256.
     """
     path = Path(path)
     if path.suffix == '.bin':
-        path = path.with_suffix('.xml')
+        network = path.with_suffix('.xml')
+        return (path.is_file() and is_ours(network)
+                and sha256(path) in network.read_text(errors='replace'))
     if not path.is_file():
         return False
     if path.suffix == '.py':

@@ -146,8 +146,11 @@ def test_is_ours(tmp_path):
     weights = tmp_path / 'net.bin'
     weights.write_bytes(b'\0')
     assert not is_ours(weights)
-    (tmp_path / 'net.xml').write_text(f'<net version="{MARK}"/>')
+    (tmp_path / 'net.xml').write_text(
+        f'<net version="{MARK}" weights="{sha256(weights)}"/>')
     assert is_ours(weights)
+    weights.write_bytes(b'\1')  # of another network
+    assert not is_ours(weights)
     for content in ('', 'mmvanilla'):
         (tmp_path / 'text').write_text(content)
         assert not is_ours(tmp_path / 'text')

@@ -2,8 +2,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Predict an image or a folder of images.
 
-Takes classifiers, and configs of mmdetection and mmsegmentation. The weights
-of OUT.py, a merged network, are found beside it.
+The model is a classifier, a detector of mmdetection or a segmentor of
+mmsegmentation. The weights of a config OUT.py default to OUT.pth beside it.
 """
 import argparse
 
@@ -21,8 +21,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'checkpoint',
         nargs='?',
-        help='the weights; without, those beside the config, those that it '
-        'loads, or the published ones of a name')
+        help='the weights; defaults to those beside the config, else its '
+        'load_from, or the published ones of a name')
     parser.add_argument(
         '--out', help='folder for images with the predictions drawn in')
     parser.add_argument(

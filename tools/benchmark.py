@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Time every form of a network on this machine, in turns.
+"""Time forms of networks on this machine, in turns.
 
 Prints a Markdown table. ``ratio`` is the time over that of the plain PyTorch
-form; ``share`` is the part of the machine's own matrix-product rate, measured
-in the same run.
+form (with --train, of the train form). ``share`` is the rate over that of a
+matrix product on this machine, measured in the same run.
 """
 import argparse
 
@@ -26,17 +26,41 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=['plain', 'eager'],
         metavar='FORM',
-        help=f'of {", ".join(FORMS)}; with :bf16 or :int8 behind it where it '
-        'is not --dtype; defaults to plain eager')
+        help=f'forms to time: {", ".join(FORMS)}; append :fp32, :bf16 or '
+        ':int8 for another precision than --dtype; defaults to plain eager')
     parser.add_argument(
-        '--batches', nargs='+', type=int, default=[1], help='batch sizes')
-    parser.add_argument('--threads', type=int)
-    parser.add_argument('--dtype', choices=('fp32', 'bf16'), default='fp32')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+        '--batches',
+        nargs='+',
+        type=int,
+        default=[1],
+        help='batch sizes; defaults to 1')
     parser.add_argument(
-        '--size', type=int, default=224, help='side of the images')
-    parser.add_argument('--repeats', type=int, default=20)
-    parser.add_argument('--warmup', type=int, default=2)
+        '--threads', type=int, help="defaults to PyTorch's own default")
+    parser.add_argument(
+        '--dtype',
+        choices=('fp32', 'bf16'),
+        default='fp32',
+        help='precision of the forms; defaults to fp32')
+    parser.add_argument(
+        '--device',
+        choices=('cpu', 'cuda'),
+        default='cpu',
+        help='defaults to cpu')
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=224,
+        help='side of the images, in pixels; defaults to 224')
+    parser.add_argument(
+        '--repeats',
+        type=int,
+        default=20,
+        help='timed calls of each form; defaults to 20')
+    parser.add_argument(
+        '--warmup',
+        type=int,
+        default=2,
+        help='turns before the first timed one; defaults to 2')
     parser.add_argument(
         '--train',
         action='store_true',

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Convert a checkpoint between the authors' format and ours."""
+"""Convert a checkpoint between the authors' format and mmvanilla's."""
 import argparse
 
 from mmvanilla.checkpoints import convert
@@ -25,8 +25,8 @@ def parse_args():
     parser.add_argument(
         '--force',
         action='store_true',
-        help='replace DST and the config beside it even where mmvanilla did '
-        'not write them')
+        help='replace DST and the config beside it even if mmvanilla did not '
+        'write them')
     return parser.parse_args()
 
 

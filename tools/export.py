@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Export a checkpoint to a file that ships, and verify it in its own runtime.
+"""Export a checkpoint for deployment and verify the file in its own runtime.
 
-A checkpoint in train form is merged first. Labels, mean, std, order of
-channels and input size are written into the file's metadata.
+A checkpoint in train or fine-tune form is merged first. Labels, mean, std,
+order of channels and input size are written into the file's metadata.
 """
 import argparse
 
@@ -32,7 +32,11 @@ def parse_args() -> argparse.Namespace:
         default='onnx',
         help='pt2 is a program of torch.export, aoti one that Inductor '
         'compiled ahead of time; defaults to onnx')
-    parser.add_argument('--precision', choices=PRECISIONS, default='fp32')
+    parser.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default='fp32',
+        help='int8 is quantized after training; defaults to fp32')
     parser.add_argument(
         '--part',
         choices=('model', 'backbone'),
@@ -42,11 +46,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--dynamic-batch',
         action='store_true',
-        help='take any number of images at a time')
+        help='accept batches of any size')
     parser.add_argument(
         '--dynamic-size',
         action='store_true',
-        help='take images of any size')
+        help='accept images of any size')
     parser.add_argument(
         '--samples',
         type=int,

@@ -2,8 +2,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Convert a trained checkpoint to its deploy or fine-tune form.
 
-Writes OUT.pth and, beside it, OUT.py, the config that builds that form, if
-their outputs are those of the checkpoint.
+Writes OUT.pth and beside it OUT.py, a config that builds that form, after
+checking that the outputs are the same.
 """
 import argparse
 
@@ -31,7 +31,8 @@ def parse_args() -> argparse.Namespace:
         '--samples',
         type=int,
         default=64,
-        help='how many validation samples to compare on; defaults to 64')
+        help='maximum number of validation samples to compare on; defaults to '
+        '64')
     add_data_options(parser)
     parser.add_argument(
         '--form',

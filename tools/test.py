@@ -31,14 +31,19 @@ def parse_args() -> dict:
     parser.add_argument(
         '--show', action='store_true', help='show them in a window')
     parser.add_argument(
-        '--interval', type=int, default=1, help='draw every so many images')
+        '--interval',
+        type=int,
+        default=1,
+        help='draw every INTERVAL-th image; defaults to 1')
     parser.add_argument(
         '--wait-time',
         type=float,
         default=2,
-        help='seconds that a window stays')
+        help='seconds for which a window stays; defaults to 2')
     parser.add_argument(
-        '--tta', action='store_true', help='average over augmentations')
+        '--tta',
+        action='store_true',
+        help='average over test-time augmentations')
     add_run_options(parser)
     return parse_run_options(parser)
 

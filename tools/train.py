@@ -16,8 +16,8 @@ def parse_args() -> dict:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a name, from the newest whole '
-        'one in the work dir')
+        help='resume from a checkpoint; without a name, from the newest '
+        'readable one in the work dir')
     parser.add_argument(
         '--no-validate',
         dest='validate',

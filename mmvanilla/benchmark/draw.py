@@ -10,7 +10,8 @@ def plot(result, path: Path) -> None:
     """Draw latency, as measured, against accuracy, as published.
 
     Args:
-        result (Benchmark): What was measured.
+        result (Benchmark): The measurements; those of the first batch size
+            with a published accuracy are drawn.
         path (Path): The PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,7 +26,7 @@ def plot(result, path: Path) -> None:
             continue
         family = 'VanillaNet' if m.model in OURS else m.model.split('-')[0]
         lines.setdefault((family, m.label), []).append(m)
-    # A colour for each form, whatever the network.
+    # One colour for each form, in all networks.
     colors: dict[str, str] = {}
     fastest: dict[str, object] = {}
     for (family, label), points in lines.items():

@@ -22,14 +22,19 @@ from .report import FORMS, Measurement
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
 # form: its format in mmvanilla.export
 EXPORTED = dict(onnxruntime='onnx', openvino='openvino', aoti='aoti')
-# A form that differs by more from the first one computes something else.
+# Maximum allowed relative error of a form's outputs, against the first form.
 MAX_ERROR = dict(fp32=1e-3, bf16=0.1, int8=0.5)
 
 Case = tuple[Measurement, Callable[[], object]]
 
 
 def parse_form(text: str, dtype: str, device: str) -> tuple[str, str]:
-    """'openvino' or 'openvino:int8' -> the form and its precision.
+    """Split 'openvino' or 'openvino:int8' into form and precision.
+
+    Args:
+        text (str): A form, with ':' and a precision where it is not ``dtype``.
+        dtype (str): The default precision, 'fp32' or 'bf16'.
+        device (str): 'cpu' or 'cuda'.
 
     Raises:
         UserError: If there is no such form or precision, or it cannot be
@@ -39,7 +44,7 @@ def parse_form(text: str, dtype: str, device: str) -> tuple[str, str]:
     if form not in FORMS or precision not in ('', 'fp32', 'bf16', 'int8'):
         raise UserError(
             f'a form is one of {", ".join(FORMS)}, with :fp32, :bf16 or :int8 '
-            f'behind it where its precision is not --dtype, but got {text}')
+            f'appended where its precision is not --dtype, but got {text}')
     precision = precision or dtype
     if form in EXPORTED:
         check_backend(EXPORTED[form], precision)
@@ -67,12 +72,19 @@ def inference_cases(name: str, arch: str | None, batch: int,
             mmpretrain's, which has no train form.
         batch (int): Images at a time.
         forms (Sequence[tuple[str, str]]): From :func:`parse_form`.
-        folder (Path): Where exported files go.
+        folder (Path): Folder for exported files.
         size (int): Side of the images, in pixels.
         device (str): 'cpu' or 'cuda'.
-        threads (int): For other runtimes than PyTorch.
+        threads (int): Threads of other runtimes than PyTorch.
+
+    Yields:
+        Case: The measurement to fill in, and the call to time.
+
+    Raises:
+        RuntimeError: If the outputs of a form differ by more than
+            :data:`MAX_ERROR` from those of the first form.
     """
-    # What was compiled before would count as recompilations of this.
+    # Networks compiled before would count towards the recompilation limit.
     torch._dynamo.reset()
     torch.manual_seed(0)
     x = torch.rand(batch, 3, size, size, device=device)
@@ -142,7 +154,7 @@ def _call(function: Callable, *args) -> Callable[[], object]:
 
 
 def count_macs(network: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of a forward pass."""
+    """Multiply-accumulates of a forward pass of ``x``, (N, C, H, W)."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x)
     return counter.get_total_flops() // 2

@@ -1,10 +1,10 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""How fast each form of a network is here, against what the machine can do.
+"""Latency of each form of a network, compared with the machine's peak rate.
 
-All forms of a network are timed in turns in one process: what disturbs one
-disturbs all. Beside them runs the product of two matrices of 2048 x 2048,
-whose rate is what a network could reach at best: ``share`` is the time that
-the network's multiplications would take at that rate over the time it took.
+All forms of a network are timed in turns in one process, so that other load
+on the machine affects all of them alike. The product of two matrices of 2048 x
+2048 is timed with them; its rate is the peak that a network could reach.
+``share`` is the rate of a network's multiplications over that peak.
 """
 import platform
 import statistics
@@ -41,30 +41,32 @@ def benchmark(models: Sequence[str],
     Args:
         models (Sequence[str]): '6', 'VanillaNet-6', 'ResNet-50' or any name
             that mmpretrain's ``get_model`` knows.
-        forms (Sequence[str]): Of :data:`FORMS`, each with ':bf16' or ':int8'
-            behind it where its precision is not ``dtype``. A network of
-            mmpretrain's has no 'train'. Not read for training, which has the
-            forms of :data:`TRAIN_FORMS`.
+        forms (Sequence[str]): Forms of :data:`.report.FORMS`, each with
+            ':fp32', ':bf16' or ':int8' appended where its precision is not
+            ``dtype``. 'train' is left out for a network of mmpretrain's. Not
+            read for training, which has the forms of
+            :data:`.report.TRAIN_FORMS`. Defaults to ('plain', 'eager').
         batches (Sequence[int]): Batch sizes. Defaults to (1, ).
-        threads (int, optional): Defaults to None, as many as PyTorch takes.
-        dtype (str): 'fp32' or 'bf16' (for training, autocast).
-            Defaults to 'fp32'.
+        threads (int, optional): Threads to compute with. Defaults to None:
+            PyTorch's own default.
+        dtype (str): Default precision of the forms, 'fp32' or 'bf16' (for
+            training, autocast). Defaults to 'fp32'.
         device (str): 'cpu' or 'cuda'. Defaults to 'cpu'.
         size (int): Side of the images, in pixels. Defaults to 224.
-        repeats (int): Timed calls of each. Defaults to 20.
-        warmup (int): Turns before the first that is timed. Defaults to 2.
+        repeats (int): Timed calls of each form. Defaults to 20.
+        warmup (int): Turns before the first timed one. Defaults to 2.
         train (bool): Whether to measure a training step (forward, backward
             and AdamW) and its memory instead. Defaults to False.
-        progress (bool): Whether to show a bar. Defaults to True.
+        progress (bool): Whether to show a progress bar. Defaults to True.
 
     Returns:
-        Benchmark: What was measured.
+        Benchmark: The measurements.
 
     Raises:
-        UserError: If a name is unknown, a runtime missing or a number not
-            positive.
+        UserError: If a name is unknown, a runtime, a compiler or the device
+            is missing, or a number is not positive.
     """
-    threads = threads or torch.get_num_threads()
+    threads = torch.get_num_threads() if threads is None else threads
     if min(threads, size, repeats, *batches) < 1 or warmup < 0:
         raise UserError('threads, batch sizes, image size and repeats must '
                         'be positive')
@@ -123,7 +125,11 @@ def benchmark(models: Sequence[str],
 def _time_in_turns(group: Sequence[Case], repeats: int, warmup: int,
                    device: str, train: bool,
                    bar: ProgressBar | None) -> dict[str, float]:
-    """Fill in the seconds; return the machine's rate in each precision."""
+    """Time the calls and append to ``seconds`` of each measurement.
+
+    Returns:
+        dict[str, float]: FLOP/s of the matrix product in each precision.
+    """
     calls = [(m.seconds, call) for m, call in group]
     products: dict[str, list[float]] = {}
     precisions = {m.precision for m, _ in group} & set(DTYPES)
@@ -139,8 +145,8 @@ def _time_in_turns(group: Sequence[Case], repeats: int, warmup: int,
     for turn in range(warmup + repeats):
         for seconds, call in calls:
             if not train:
-                # The caches hold what the one before it left; and threads of
-                # another runtime may still be spinning.
+                # Not timed: the caches hold data of the form before, and
+                # threads of another runtime may still be busy-waiting.
                 call()
             wait()
             start = time.perf_counter()
@@ -158,7 +164,7 @@ def _time_in_turns(group: Sequence[Case], repeats: int, warmup: int,
 
 def _relate(group: Sequence[Measurement], rates: dict[str, float],
             base: str) -> None:
-    """Set what compares the forms of one network at one batch size."""
+    """Set ``ratio`` and ``share`` of one network at one batch size."""
     median = next((m.median for m in group if m.form == base), None)
     for m in group:
         m.ratio = m.median / median if median else None
@@ -167,7 +173,7 @@ def _relate(group: Sequence[Measurement], rates: dict[str, float],
 
 
 def machine(device: str = 'cpu') -> dict[str, object]:
-    """Name of the processor, cores, system, and versions of all that ran."""
+    """The processor, PyTorch's default threads, the system and versions."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.exists():
@@ -175,7 +181,6 @@ def machine(device: str = 'cpu') -> dict[str, object]:
             if line.startswith('model name'):
                 name = line.split(':', 1)[1].strip()
                 break
-    cores = torch.get_num_threads()
     if device == 'cuda':
         name = torch.cuda.get_device_name()
     versions = dict(mmvanilla=__version__, torch=torch.__version__)
@@ -186,7 +191,7 @@ def machine(device: str = 'cpu') -> dict[str, object]:
             pass
     return dict(
         name=name,
-        cores=cores,
+        default_threads=torch.get_num_threads(),
         capability=torch.backends.cpu.get_cpu_capability(),
         system=platform.platform(),
         python=platform.python_version(),

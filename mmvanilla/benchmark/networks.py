@@ -27,7 +27,14 @@ PAPER_ACCURACY = {
 
 
 def vanillanet(arch: str, deploy: bool = True, **kwargs) -> Network:
-    """A VanillaNet with a head of 1000 classes, and random weights."""
+    """A VanillaNet with a head of 1000 classes and random weights.
+
+    Args:
+        arch (str): A key of ``VanillaNet.arch_settings``.
+        deploy (bool): Whether in deploy form, else in train form. Defaults to
+            True.
+        **kwargs: Arguments of :class:`VanillaNet`.
+    """
     backbone = VanillaNet(arch, deploy=deploy, **kwargs)
     width = VanillaNet.arch_settings[arch]['dims'][-1]
     return Network(backbone, VanillaNetHead(1000, width, deploy=deploy))
@@ -35,7 +42,11 @@ def vanillanet(arch: str, deploy: bool = True, **kwargs) -> Network:
 
 def plain_like(network: Network, arch: str,
                train_form: bool = False) -> PlainVanillaNet:
-    """The plain network; in deploy form it shares its parameters."""
+    """The plain network of the same arch.
+
+    In deploy form it shares the parameters of ``network``; in train form it
+    has random weights of its own.
+    """
     plain = PlainVanillaNet(
         **VanillaNet.arch_settings[arch], train_form=train_form)
     if not train_form:
@@ -44,15 +55,11 @@ def plain_like(network: Network, arch: str,
 
 
 def _share_parameters(plain: nn.Module, network: nn.Module) -> None:
-    # Both list weight and bias in the order in which data flows.
-    theirs = [p for m in plain.modules() for p in m._parameters.values()]
-    ours = [
-        p for m in network.modules() for p in m._parameters.values()
-        if p is not None
-    ]
-    for a, b in zip(theirs, ours, strict=True):
-        assert a.shape == b.shape
-        a.data = b.data
+    # Both have weight and bias in the order of the forward pass.
+    pairs = zip(plain.parameters(), network.parameters(), strict=True)
+    for target, source in pairs:
+        assert target.shape == source.shape
+        target.data = source.data
 
 
 def resolve(name: str) -> tuple[str, str | None]:
@@ -75,13 +82,17 @@ def resolve(name: str) -> tuple[str, str | None]:
 
 
 def peer(name: str) -> tuple[nn.Module, float | None]:
-    """A model of mmpretrain's, and the accuracy of its model index."""
+    """A model of mmpretrain's with random weights, and its accuracy.
+
+    Returns:
+        tuple: The model, in eval mode, and the top-1 accuracy on ImageNet that
+        mmpretrain's model index gives, in per cent, or None.
+    """
     from mmpretrain.apis import ModelHub, get_model
     index_name = PEERS.get(name, name)
     model = get_model(index_name, pretrained=False).eval()
     results = ModelHub.get(index_name).results or []
     accuracy = results[0].metrics.get('Top 1 Accuracy') if results else None
-
     return Logits(model).eval(), accuracy
 
 

@@ -1,11 +1,23 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""VanillaNet the plain way, apart from all that is in this package."""
+"""VanillaNet in plain PyTorch, independent of the rest of this package."""
 import torch.nn.functional as F
 from torch import nn
 
 
 class PlainStage(nn.Module):
-    """One stage, as a reader of the paper would write it."""
+    """One stage of VanillaNet, arXiv 2305.12972, section 3.
+
+    Args:
+        cin (int): Input channels.
+        cout (int): Output channels.
+        kernel (int): Kernel size of the convolution.
+        stride (int): Its stride.
+        padding (int): Its padding.
+        pool (nn.Module): The pooling.
+        n (int): Reach of the series activation.
+        mid (int, optional): Channels between the two convolutions of the train
+            form. Defaults to None: deploy form, with one convolution.
+    """
 
     def __init__(self, cin, cout, kernel, stride, padding, pool, n, mid=None):
         super().__init__()
@@ -32,7 +44,17 @@ class PlainStage(nn.Module):
 
 
 class PlainVanillaNet(nn.Module):
-    """VanillaNet in ``nn`` modules, in train form or in deploy form."""
+    """VanillaNet of ``nn`` modules, in train form or deploy form.
+
+    Args:
+        dims (Sequence[int]): Channels of the stem and of each stage.
+        strides (Sequence[int]): 1 or 2 for each stage.
+        ada_pool (Sequence[int], optional): Output size of each stage with
+            stride 2, by adaptive pooling. Defaults to None: max pooling.
+        n (int): Reach of the series activations. Defaults to 3.
+        classes (int): Number of classes. Defaults to 1000.
+        train_form (bool): Defaults to False: deploy form.
+    """
 
     def __init__(self, dims, strides, ada_pool=None, n=3, classes=1000,
                  train_form=False):

@@ -1,15 +1,15 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What was measured, as a table and as files."""
+"""The measurements, as a table and as files."""
 import json
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..utils.files import MARK, check_output, replace_atomically
+from ..utils.files import MARK, check_output, replace_together
 from ..utils.tables import markdown_table
 from .draw import plot
 
-# form: its name in the table
+# Forms for inference, and their names in the table.
 FORMS = dict(
     train='train form',
     plain='plain PyTorch',
@@ -19,28 +19,37 @@ FORMS = dict(
     aoti='AOT Inductor',
     onnxruntime='ONNX Runtime',
     openvino='OpenVINO')
+# The same for training.
 TRAIN_FORMS = dict(
     plain='plain PyTorch',
     train='train form',
     with_cp='train form, with_cp',
     finetune='fine-tune form')
+# What the memory of a training step is divided into; the last is the total.
 MEMORY = ('parameters', 'gradients', 'optimizer', 'activations', 'peak')
 SIDE = 2048  # of the square matrices whose product gives the machine's rate
+
 
 @dataclass
 class Measurement:
     """One form of one network at one batch size.
 
     Attributes:
-        seconds (list[float]): Of each repeat.
-        parameters (int): How many.
+        model (str): Name of the network.
+        form (str): A key of :data:`FORMS` or :data:`TRAIN_FORMS`.
+        precision (str): 'fp32', 'bf16' or 'int8'.
+        batch (int): Batch size.
+        seconds (list[float]): Time of each repeat.
+        parameters (int): Number of parameters.
         macs (int): Multiply-accumulates for one image, of this form; three
             times those of a forward pass for a training step.
-        ratio (float, optional): Median over that of the plain form, or, for
-            training, of the train form.
-        share (float, optional): Of the machine's rate in this precision.
+        ratio (float, optional): Median time over that of the plain form, or,
+            for training, of the train form.
+        share (float, optional): Rate over that of the machine's matrix product
+            in this precision.
         memory (dict): Bytes of :data:`MEMORY` in a training step.
-        accuracy (float, optional): Published top-1 on ImageNet, per cent.
+        accuracy (float, optional): Published top-1 accuracy on ImageNet, in
+            per cent.
     """
 
     model: str
@@ -57,17 +66,17 @@ class Measurement:
 
     @property
     def label(self) -> str:
-        """str: Form and precision, in words."""
+        """str: Name of the form, and precision."""
         return f'{(TRAIN_FORMS | FORMS)[self.form]}, {self.precision}'
 
     @property
     def median(self) -> float:
-        """float: Seconds for a batch."""
+        """float: Median time for a batch, in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """float: Half of the interquartile range, over the median."""
+        """float: Half of the interquartile range over the median."""
         if len(self.seconds) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.seconds, n=4)
@@ -75,11 +84,11 @@ class Measurement:
 
     @property
     def gflops(self) -> float:
-        """float: 1e9 multiplications and additions a second."""
+        """float: 1e9 multiplications and additions per second."""
         return 2 * self.macs * self.batch / self.median / 1e9
 
     def as_dict(self) -> dict:
-        """All of it, for a JSON file."""
+        """The attributes and properties, for a JSON file."""
         return dict(
             asdict(self),
             median=self.median,
@@ -89,7 +98,14 @@ class Measurement:
 
 @dataclass
 class Benchmark:
-    """All that was measured, and where."""
+    """All measurements of a run.
+
+    Attributes:
+        settings (dict): The arguments of :func:`.measure.benchmark`.
+        machine (dict): From :func:`.measure.machine`.
+        rates (dict): FLOP/s of the matrix product in each precision.
+        measurements (list[Measurement]): In the order in which they ran.
+    """
 
     settings: dict[str, object]
     machine: dict[str, object]
@@ -97,7 +113,7 @@ class Benchmark:
     measurements: list[Measurement]
 
     def table(self) -> str:
-        """The findings in Markdown, with the machine below."""
+        """The measurements in Markdown, and a line on the machine."""
         training = self.settings['train']
         header = ['network', 'form', 'precision', 'batch', 'ms', 'spread',
                   'ratio', 'share', 'GFLOP/s', 'params (M)', 'MACs (G)']
@@ -127,38 +143,48 @@ class Benchmark:
         ])
 
     def save(self, prefix: str) -> list[str]:
-        """Write PREFIX.json, PREFIX.md and, not for training, PREFIX.png."""
+        """Write PREFIX.json, PREFIX.md and, for inference, PREFIX.png.
+
+        The plot is left out where no network has a published accuracy.
+
+        Returns:
+            list[str]: The files that were written.
+
+        Raises:
+            UserError: If the disk is full or cannot be written to.
+        """
         content = dict(
             comment=MARK,
             settings=self.settings,
             machine=self.machine,
             rates=self.rates,
             measurements=[m.as_dict() for m in self.measurements])
-        texts = (json.dumps(content, indent=1) + '\n',
-                 f'{self.table()}\n\n<!-- {MARK} -->\n')
-        json_path, md_path, png_path = output_paths(prefix)
-        for path, text in zip((json_path, md_path), texts):
-            with replace_atomically(path) as temporary:
-                temporary.write_text(text)
-        written = [json_path, md_path]
-        if not self.settings['train'] and any(
-                m.accuracy for m in self.measurements):
-            with replace_atomically(png_path) as temporary:
-                plot(self, temporary)
-            written.append(png_path)
-        return [str(path) for path in written]
+        has_plot = not self.settings['train'] and any(
+            m.accuracy for m in self.measurements)
+        paths = output_paths(prefix)[:2 + has_plot]
+        with replace_together(paths) as (json_path, md_path, *png_path):
+            json_path.write_text(json.dumps(content, indent=1) + '\n')
+            md_path.write_text(f'{self.table()}\n\n<!-- {MARK} -->\n')
+            if has_plot:
+                plot(self, png_path[0])
+        return [str(path) for path in paths]
 
 
 def output_paths(prefix: str) -> list[Path]:
     """PREFIX.json, PREFIX.md and PREFIX.png.
 
-    What follows a dot may be part of the prefix: VanillaNet-13-x1.5.
+    Suffixes are appended, since a prefix may have a dot: VanillaNet-13-x1.5.
     """
     return [Path(prefix + suffix) for suffix in ('.json', '.md', '.png')]
 
 
 def check_outputs(prefix: str, force: bool = False) -> None:
     """Refuse a prefix that cannot be written to, before anything is measured.
+
+    Args:
+        prefix (str): PREFIX of the files.
+        force (bool): Whether to replace files that mmvanilla did not write.
+            Defaults to False.
 
     Raises:
         UserError: As :func:`mmvanilla.utils.files.check_output`.

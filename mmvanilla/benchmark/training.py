@@ -22,11 +22,14 @@ def training_cases(name: str, arch: str | None, batch: int, dtype: str,
     Args:
         name (str): The network's name in the table.
         arch (str, optional): Of a VanillaNet; None for a model of
-            mmpretrain's, which has the plain form alone.
-        batch (int): Images a step.
+            mmpretrain's, which has only the plain form.
+        batch (int): Images in a step.
         dtype (str): 'fp32', or 'bf16' for autocast.
         size (int): Side of the images, in pixels.
         device (str): 'cpu' or 'cuda'.
+
+    Yields:
+        Case: The measurement to fill in, and the step to time.
     """
     torch.manual_seed(0)
     x = torch.rand(batch, 3, size, size, device=device)
@@ -64,7 +67,7 @@ class TrainingStep:
     Args:
         network (nn.Module): In training mode.
         x (Tensor): Images, (N, C, H, W).
-        target (Tensor): (N, num_classes).
+        target (Tensor): Targets from 0 to 1, (N, num_classes).
         dtype (str): 'fp32', or 'bf16' for autocast.
     """
 
@@ -77,13 +80,13 @@ class TrainingStep:
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
     def __call__(self) -> None:
-        """Train on the batch."""
+        """Do one training step."""
         self.optimizer.zero_grad()
         self.loss().backward()
         self.optimizer.step()
 
     def loss(self) -> Tensor:
-        """The forward pass."""
+        """The loss of the forward pass."""
         with self.autocast:
             outputs = self.network(self.x)
         output = outputs if isinstance(outputs, Tensor) else outputs[0]
@@ -92,8 +95,8 @@ class TrainingStep:
     def memory(self) -> dict[str, int]:
         """Bytes of :data:`mmvanilla.benchmark.report.MEMORY`.
 
-        Parameters include the buffers. Activations are what the forward pass
-        leaves for the backward pass; the peak is of a whole step.
+        Parameters include the buffers. Activations are the memory that the
+        forward pass keeps for the backward pass. The peak is of a whole step.
         """
         parameters = _bytes(self.network.parameters()) + _bytes(
             self.network.buffers())
@@ -119,7 +122,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _allocated(function: Callable, device: str) -> tuple[int, int]:
-    """Bytes that a call holds at its end, with its result, and at its peak."""
+    """Bytes that a call has allocated when it returns, and at its peak."""
     if device == 'cuda':
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -1,6 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What a training run shows on the screen: header, progress, summary."""
+"""The output of a training run on the screen: header, progress, summary."""
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..utils.errors import UserError
 from ..utils.terminal import some
 from .plot import plot_curves
 
-# How lines begin that are kept for the log file.
+# Log records that begin with these go to the log file only.
 FILE_ONLY = ('\n' + '-' * 60 + '\nSystem environment:', 'Config:\n',
              'Hooks will be executed in the following order:',
              'paramwise_options -- ', '"FileClient" will be deprecated',
@@ -32,7 +33,7 @@ def _is_for_screen(record: logging.LogRecord) -> bool:
 
 
 def with_short_log(runner_class: type) -> type:
-    """A runner whose environment, config and hooks go to the log file alone.
+    """A runner that logs environment, config and hooks to the file only.
 
     Args:
         runner_class (type): mmengine's ``Runner``, or one like it.
@@ -62,12 +63,12 @@ def _screens(logger: logging.Logger) -> list[logging.StreamHandler]:
 class ConsoleHook(Hook):
     """Show a header, progress and a summary of a training run.
 
-    The header and the summary are log records. The progress bar is there only
-    where standard output is a terminal, below the log lines. :meth:`close`
-    must be called when training ends in whatever way.
+    The header and the summary are log records. The progress bar is shown
+    below the log lines, where standard output is a terminal. :meth:`close`
+    must be called after training, also where it fails.
     """
 
-    # After all others: their last lines belong above the summary.
+    # Last, so that the summary comes after the log lines of other hooks.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
@@ -150,7 +151,7 @@ class ConsoleHook(Hook):
 
 
 class _AboveBar:
-    """A stream that prints above a progress bar, lines as they are."""
+    """A stream that prints lines, unchanged, above a progress bar."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -164,14 +165,15 @@ class _AboveBar:
         pass
 
 
-def form_of(model: torch.nn.Module) -> str | None:
-    """'train', 'fine-tune' or 'deploy'; None for other networks than ours."""
+def _form_of(model: torch.nn.Module) -> str | None:
+    """'train', 'fine-tune' or 'deploy'; None without this package's layers."""
     if find_activations(model):
         return 'train'
     if find_layers(model):
         return 'fine-tune'
-    ours = any(isinstance(m, SeriesActivation) for m in model.modules())
-    return 'deploy' if ours else None
+    has_series = any(
+        isinstance(m, SeriesActivation) for m in model.modules())
+    return 'deploy' if has_series else None
 
 
 def _header(runner: Runner) -> dict[str, str]:
@@ -184,7 +186,7 @@ def _header(runner: Runner) -> dict[str, str]:
         arch = runner.cfg.model.get('backbone', {}).get('arch')
         name += f' with {type(backbone).__name__}' + (
             f'-{arch}' if isinstance(arch, str | int) else '')
-    form = form_of(model)
+    form = _form_of(model)
     rows = {'model': f'{name}, {parameters:.2f} M parameters'}
     if form:
         rows['form'] = form
@@ -231,9 +233,12 @@ def _summary(runner: Runner) -> list[str]:
         runner.logger.warning(f'no curves were drawn: {e}')
     config = Path(runner.work_dir, Path(runner.cfg.filename or '').name)
     if merged:
-        rows['next'] = ('python demo/image_demo.py IMAGE '
-                        f'{Path(merged).with_suffix(".py")} --out predictions')
+        rows['next'] = shlex.join([
+            'python', 'demo/image_demo.py', 'IMAGE',
+            str(Path(merged).with_suffix('.py')), '--out', 'predictions'
+        ])
     elif config.is_file() and (best or last):
-        rows['next'] = f'python tools/test.py {config} {best or last}'
+        rows['next'] = shlex.join(
+            ['python', 'tools/test.py', str(config), str(best or last)])
     width = max(map(len, rows), default=0)
     return [f'  {key:{width}}  {rows[key]}' for key in rows]

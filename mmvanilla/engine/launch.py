@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What training and testing share: from a config to a runner."""
+"""From a config to a runner, for training and testing."""
 import os.path as osp
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,19 @@ from .console import with_short_log
 
 def read_run_config(config: str, work_dir: str | None, launcher: str,
                     cfg_options: dict | None, allow_new_keys: bool) -> Config:
-    """Read a config and set what every run needs."""
+    """Read a config; set its launcher and its work dir.
+
+    Args:
+        config (str): The config file.
+        work_dir (str, optional): None for what the config says, else
+            ``work_dirs/CONFIG``.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+        cfg_options (dict, optional): Overrides of the config.
+        allow_new_keys (bool): Whether these may add unknown keys.
+
+    Raises:
+        UserError: As :func:`mmvanilla.utils.building.read_config`.
+    """
     cfg = read_config(config, cfg_options, allow_new_keys)
     cfg.launcher = launcher
     if work_dir is not None:
@@ -32,16 +44,19 @@ def set_loader_defaults(cfg: Config,
                         name: str,
                         pin_memory: bool = True,
                         persistent_workers: bool | None = None) -> None:
-    """Give a data loader the settings that mmpretrain's tools give it.
+    """Set the defaults of a data loader that mmpretrain's tools set.
+
+    Only a config of mmpretrain gets them; the options to switch something off
+    work with any. Persistent workers are off where there are no workers.
 
     Args:
         cfg (Config): The config, changed in place.
-        name (str): As ``train_dataloader``.
+        name (str): Name of the data loader, for example 'train_dataloader'.
         pin_memory (bool): False to switch it off. Defaults to True: what the
-            config says, else on.
-        persistent_workers (bool, optional): True for on where the config does
-            not say; False to switch it off. Defaults to None: what the config
-            says. They are off where there are no workers.
+            config says, else on where there is a GPU.
+        persistent_workers (bool, optional): False to switch it off; True for
+            what the config says, else on. Defaults to None: what the config
+            says.
 
     Raises:
         UserError: If the loader prefetches without workers.
@@ -70,18 +85,18 @@ def build_runner(cfg: Config, log: str = 'short') -> Runner:
     """Build a config's runner, for one process or several.
 
     Args:
-        cfg (Config): The config.
+        cfg (Config): The config, from :func:`read_run_config`.
         log (str): 'short', or 'full' for environment, config and hooks on
             the screen too. Defaults to 'short'.
 
     Raises:
-        UserError: If a part of the config refuses its values.
+        UserError: If a part of the config cannot be built with its values.
     """
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
-        # mmengine would choose a GPU for each process.
+        # Initialized here, since mmengine would choose a GPU for each process.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group('gloo')
-        # Its SyncBN takes tensors of accelerators alone.
+        # torch's SyncBatchNorm does not run on CPUs.
         cfg.sync_bn = None
         cfg.setdefault(
             'model_wrapper_cfg',
@@ -102,11 +117,11 @@ def build_runner(cfg: Config, log: str = 'short') -> Runner:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn errors that a user can mend, raised by a run, into a sentence."""
+    """Raise errors of a run that a user can mend as a one-line UserError."""
     try:
         yield
     except UserError as e:
-        # One from a worker of a data loader comes with the worker's traceback.
+        # The text of one from a data loader's worker holds its traceback.
         text = str(e)
         if 'Original Traceback' in text:
             text = text.strip().rpartition('UserError: ')[2]

@@ -9,10 +9,14 @@ from ..utils.errors import UserError
 
 
 class CfgOptions(DictAction):
-    """mmengine's ``KEY=VALUE`` action, with a sentence for ``KEY VALUE``."""
+    """mmengine's ``KEY=VALUE`` action that refuses ``KEY VALUE``."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        """Read the pairs."""
+        """Parse the pairs.
+
+        Raises:
+            UserError: If one has no "=".
+        """
         for value in values:
             if '=' not in value:
                 raise UserError(f'{option_string} takes KEY=VALUE, without '
@@ -21,7 +25,7 @@ class CfgOptions(DictAction):
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options, named and meant as mmpretrain's."""
+    """Add the options of training and testing, named as mmpretrain's."""
     parser.add_argument(
         '--work-dir',
         help='folder for logs and results; defaults to work_dirs/CONFIG')
@@ -37,12 +41,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='what started the processes, where there are several')
+        help='launcher that started the processes; defaults to none')
     parser.add_argument(
         '--log',
         choices=['short', 'full'],
         default='short',
-        help='full shows environment, config and hooks on the screen')
+        help='full shows environment, config and hooks on the screen too; '
+        'defaults to short')
     add_data_options(parser)
     # What torch's launcher passes to each process.
     parser.add_argument(
@@ -61,24 +66,25 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--allow-new-keys',
         action='store_true',
-        help='let --cfg-options add keys that are not known')
+        help='let --cfg-options add unknown keys')
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on a folder of images, of :func:`use_image_folder`."""
+    """Add the options of :func:`.own_images.use_image_folder`."""
     parser.add_argument(
         '--data',
         metavar='FOLDER',
-        help='images instead of those of the config: FOLDER holds train and '
-        'val, each with one folder for each class, or the latter alone')
+        help='use the images of a folder instead of those of the config: '
+        'FOLDER holds train and val, each with one folder for each class, or '
+        'one folder for each class without train and val')
     parser.add_argument(
         '--check-images',
         action='store_true',
-        help='decode all images of --data first and leave unreadable ones out')
+        help='decode all images of --data first and leave out unreadable ones')
 
 
 def parse_run_options(parser: argparse.ArgumentParser) -> dict:
-    """Parse the command line into arguments of a run's function."""
+    """Parse the command line into the arguments of ``train`` or ``test``."""
     args = vars(parser.parse_args())
     os.environ.setdefault('LOCAL_RANK', str(args.pop('local_rank')))
     return args

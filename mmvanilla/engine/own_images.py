@@ -14,7 +14,7 @@ from ..datasets.image_folder import (
     read_split,
     unreadable,
 )
-from ..utils.building import image_channels
+from ..utils.building import image_channels, unwrap_dataset
 from ..utils.config_options import type_name
 from ..utils.errors import UserError
 from ..utils.terminal import some
@@ -24,29 +24,30 @@ def use_image_folder(cfg: Config,
                      folder: str,
                      checkpoint: str | None = None,
                      check_images: bool = False) -> None:
-    """Let a classification config train and evaluate on a folder of images.
+    """Make a classification config train and evaluate on a folder of images.
 
-    The classes are the names of the folders, sorted. Their number goes into
-    the head, the preprocessor, batch augmentations and metrics; a top-k
-    accuracy with k of at least the number of classes is left out. The config
-    that results is complete: it needs no ``--data``.
+    The classes are the names of the folders, sorted. Their number is set in
+    the head, the preprocessor, batch augmentations and metrics. A top-k
+    accuracy is left out where k is not below the number of classes. The
+    resulting config is complete: it needs no ``--data``.
 
     Args:
         cfg (Config): The config, changed in place.
         folder (str): A folder with ``train`` and ``val``, each with one
             folder of images for each class, or with the latter alone: then a
             fifth of each class is held out for ``val``.
-        checkpoint (str, optional): A trained network, to evaluate. Its
-            classes are taken, and the folder may lack some of them, or
-            ``train``. Defaults to None.
+        checkpoint (str, optional): A trained network to evaluate. The config
+            gets its classes, and the folder may lack some of them, or
+            ``train``. Defaults to None: the config is for training.
         check_images (bool): Whether to decode all images first and to leave
             out those that are unreadable. Defaults to False.
 
     Raises:
-        UserError: If the config is not for classification, or the folder not
-            as told above.
+        UserError: If the config is not for classification, the folder is not
+            as described above, it holds fewer images than a batch, or the
+            checkpoint does not name its classes.
     """
-    if cfg.get('default_scope', 'mmpretrain') != 'mmpretrain':
+    if (cfg.get('default_scope') or 'mmpretrain') != 'mmpretrain':
         raise UserError(f'--data is for classification, but {cfg.filename} is '
                         f'for {cfg.default_scope}')
     root = Path(folder).expanduser().absolute()
@@ -58,13 +59,13 @@ def use_image_folder(cfg: Config,
 
     skip = set()
     if check_images:
-        images = sorted(set().union(*map(_all, splits.values())))
+        images = sorted(set().union(*map(_images, splits.values())))
         skip = set(unreadable(root, images))
         if skip:
             print_log(f'{len(skip)} of {len(images)} images are unreadable '
                       f'and are left out: {some(sorted(skip))}', 'current', 30)
     if 'train' in splits and not evaluates:
-        _check_batch(cfg, len(_all(splits['train']) - skip))
+        _check_batch(cfg, len(_images(splits['train']) - skip))
 
     for name in ('train', 'val', 'test'):
         loader = cfg.get(f'{name}_dataloader')
@@ -76,7 +77,7 @@ def use_image_folder(cfg: Config,
             data_root=str(root),
             split=split,
             metainfo=dict(classes=classes),
-            skip=sorted(skip & _all(splits[split])),
+            skip=sorted(skip & _images(splits[split])),
             pipeline=_pipeline(loader.dataset, image_channels(cfg)))
     set_num_classes(cfg, len(classes))
     imports = cfg.get('custom_imports') or dict(imports=[])
@@ -87,11 +88,16 @@ def use_image_folder(cfg: Config,
 
 
 def set_num_classes(cfg: Config, number: int) -> None:
-    """Put the number of classes wherever a classification config has one."""
+    """Set the number of classes wherever a classification config has it.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        number (int): How many classes.
+    """
     for part in ('model', 'data_preprocessor', 'train_dataloader',
                  'val_evaluator', 'test_evaluator'):
         _set_in_place(cfg.get(part), number)
-    # What turns labels into scores for batch augmentations.
+    # The preprocessor turns labels into scores for batch augmentations.
     if cfg.model.get('data_preprocessor'):
         cfg.model.data_preprocessor.num_classes = number
     else:
@@ -123,7 +129,7 @@ def _read_splits(root: Path, folder: str, evaluates: bool) -> dict:
     return {name: read_split(root, name) for name in names}
 
 
-def _all(classes: dict) -> set:
+def _images(classes: dict) -> set:
     return {image for images in classes.values() for image in images}
 
 
@@ -162,10 +168,11 @@ def _check_classes(root: Path, classes: list, splits: dict,
 
 def _check_batch(cfg: Config, count: int) -> None:
     loader = cfg.get('train_dataloader') or {}
-    # Before the processes know each other, their launcher says how many.
+    # torch.distributed is not initialized yet; the launcher sets WORLD_SIZE.
     ranks = max(get_world_size(), int(os.environ.get('WORLD_SIZE', 1)))
-    if count // ranks < loader.get('batch_size', 1):
-        batch = f'{loader.batch_size}' + (f' x {ranks}' if ranks > 1 else '')
+    size = loader.get('batch_size', 1)
+    if count // ranks < size:
+        batch = f'{size}' + (f' x {ranks}' if ranks > 1 else '')
         raise UserError(
             f'--data: {count} images for training are fewer than a batch of '
             f'{batch}: take a smaller one, as in --cfg-options '
@@ -173,14 +180,12 @@ def _check_batch(cfg: Config, count: int) -> None:
 
 
 def _pipeline(dataset: dict, channels: int) -> list:
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    load, *rest = list(dataset.get('pipeline') or [])
-    if not type_name(load).startswith('Load'):
-        load, rest = dict(type='LoadImageFromFile'), [load, *rest]
-    if channels == 1 and 'color_type' not in load:
-        load = dict(load, color_type='grayscale')
-    return [load, *rest]
+    transforms = list(unwrap_dataset(dataset).get('pipeline') or [])
+    if not transforms or not type_name(transforms[0]).startswith('Load'):
+        transforms.insert(0, dict(type='LoadImageFromFile'))
+    if channels == 1 and 'color_type' not in transforms[0]:
+        transforms[0] = dict(transforms[0], color_type='grayscale')
+    return transforms
 
 
 def _set_in_place(node, number: int) -> None:

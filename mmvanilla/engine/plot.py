@@ -10,15 +10,16 @@ from matplotlib.figure import Figure
 from ..utils.errors import UserError
 from ..utils.files import replace_atomically
 
-# Of a line of scalars, what is not a metric.
+# Keys of a line of scalars.json that are not drawn.
 NOT_METRICS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
 
 
 def plot_curves(work_dir: str | Path) -> Path:
     """Draw loss, metrics, learning rate and lambda of a run.
 
-    Reads what mmengine wrote into ``WORK_DIR/*/vis_data/scalars.json``. Where
-    a run was resumed, the later file counts from where it starts.
+    Reads ``WORK_DIR/*/vis_data/scalars.json``, which mmengine wrote. Where a
+    run was resumed, the later file replaces the points of the earlier one
+    from its own first point on.
 
     Args:
         work_dir (str): The work dir of a run.
@@ -27,23 +28,22 @@ def plot_curves(work_dir: str | Path) -> Path:
         Path: ``WORK_DIR/curves.png``, which was written.
 
     Raises:
-        UserError: If there are no scalars.
+        UserError: If there is no such folder, or no scalars in it.
     """
     work_dir = Path(work_dir)
     if not work_dir.is_dir():
         raise UserError(f'no folder {work_dir}: it should be the work dir of '
                         'a training run')
     curves, unit = read_curves(work_dir)
-    panels = {'loss': ['loss'], 'metrics': [], 'learning rate': ['lr'],
-              'lambda': ['lambda']}
-    panels['metrics'] = [
+    metrics = [
         name for name in curves
-        if name not in ('loss', 'lr', 'base_lr', 'lambda', 'grad_norm')
+        if name not in ('lr', 'base_lr', 'lambda', 'grad_norm')
         and not name.startswith(('loss', 'decode.', 'aux.'))
     ]
-    panels = {title: [n for n in names if n in curves]
-              for title, names in panels.items()}
-    panels = {title: names for title, names in panels.items() if names}
+    panels = {'loss': ['loss'], 'metrics': metrics, 'learning rate': ['lr'],
+              'lambda': ['lambda']}
+    panels = {title: names for title, names in panels.items()
+              if names and names[0] in curves}
 
     figure = Figure(figsize=(4 * len(panels), 3), layout='constrained')
     FigureCanvasAgg(figure)
@@ -51,7 +51,7 @@ def plot_curves(work_dir: str | Path) -> Path:
         axes = figure.add_subplot(1, len(panels), i + 1)
         for name in names:
             points = sorted(curves[name].items())
-            # A single point is no line.
+            # Markers, since a single point draws no line.
             axes.plot(*zip(*points), marker='.' if len(points) < 40 else None,
                       label=name)
         axes.set(title=title, xlabel=unit)
@@ -68,10 +68,16 @@ def plot_curves(work_dir: str | Path) -> Path:
 def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
     """Every scalar of a run: its values by epoch, or by iteration.
 
-    What is logged while training is averaged over each epoch.
+    Values that are logged during training are averaged over each epoch.
+
+    Args:
+        work_dir (Path): The work dir of a run.
 
     Returns:
         tuple: The curves by name, and 'epoch' or 'iteration'.
+
+    Raises:
+        UserError: If there are no scalars.
     """
     runs = [_read_lines(path) for path in
             sorted(work_dir.glob('*/vis_data/scalars.json'))]
@@ -85,7 +91,7 @@ def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
     for lines in runs:
         values = defaultdict(list)
         for line in lines:
-            # Metrics know their epoch, or iteration, as a step alone.
+            # Metrics have their epoch, or iteration, as `step` only.
             at = line.get('epoch' if by_epoch else 'iter', line.get('step'))
             for name, value in line.items():
                 if name not in NOT_METRICS and isinstance(value, int | float):
@@ -107,6 +113,6 @@ def _read_lines(path: Path) -> list[dict]:
         try:
             lines.append(json.loads(line))
         except ValueError:
-            pass  # the last one, of a run that was killed
+            pass  # an incomplete last line, of a run that was killed
     # A test writes one line of metrics, and is not part of the curves.
     return lines if any('lr' in line for line in lines) else []

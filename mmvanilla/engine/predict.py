@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Predict images with a model of any toolbox, print and draw it."""
+"""Predict images with a model of any toolbox; list and draw the result."""
 import difflib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.registry import TRANSFORMS
 from mmpretrain.apis import ModelHub
 from mmpretrain.visualization import UniversalVisualizer
 
@@ -19,9 +19,11 @@ from ..datasets.image_folder import SUFFIXES, decode, find_images
 from ..layers.forms import switch_to_deploy
 from ..utils.building import (
     build_model,
+    class_names,
     image_channels,
     read_config,
     scope_of,
+    unwrap_dataset,
 )
 from ..utils.config_options import type_name
 from ..utils.errors import UserError
@@ -41,26 +43,29 @@ def predict(images: str,
     """Predict one image or a folder of images.
 
     Args:
-        images (str): An image, or a folder, searched with all below it.
-        model (str): A config's file, or a name that mmpretrain knows. For
-            mmdet and mmseg, a config's file.
+        images (str): An image, or a folder, which is searched with its
+            subfolders.
+        model (str): A config file of mmpretrain, mmdet or mmseg, or the name
+            of a model that mmpretrain knows.
         checkpoint (str, optional): The weights. Defaults to None: the file
-            beside the config with the suffix ``.pth``, what the config loads,
-            or the published weights of a name.
-        out (str, optional): A folder for images with what was predicted drawn
-            in. Defaults to None.
+            beside the config with the suffix ``.pth``, else ``load_from`` of
+            the config; for a name, its published weights.
+        out (str, optional): A folder for images with the predictions drawn
+            in. Defaults to None: none are drawn.
         deploy (bool): Whether to merge the model first. Defaults to False.
-        top (int): How many classes to list for an image, or detections.
+        top (int): How many classes or detections to list for an image.
             Defaults to 5.
 
     Returns:
-        str: A Markdown table: for each image the classes with the highest
-        scores, the detections with theirs, or the classes that cover most of
-        it.
+        str: A Markdown table. For each image it lists the classes with the
+        highest scores; for a detector the detections with the highest scores
+        and their boxes, x1, y1, x2, y2 in pixels; for a segmentor the classes
+        that cover most of the image.
 
     Raises:
-        UserError: If images, model or checkpoint are not there or not what
-            they should be, or the model cannot be merged.
+        UserError: If images, model or checkpoint are missing or invalid,
+            ``top`` is below 1, ``out`` is a file or the folder of the images,
+            or the model cannot be merged.
     """
     if top < 1:
         raise UserError(f'--top must be 1 or more, got {top}')
@@ -85,7 +90,7 @@ def predict(images: str,
             rows.append((name, 'cannot be read', *[''] * (len(header) - 1)))
             continue
         drawn = None if out is None else Path(out, name)
-        # A name only in the first of its rows.
+        # Only the first row of an image has its name.
         for i, row in enumerate(predictor(root / name, drawn)):
             rows.append((name if i == 0 else '', *row))
     return markdown_table(['image', *header], rows)
@@ -134,16 +139,16 @@ def _classifier(cfg: Config, checkpoint: str, deploy: bool,
                 top: int) -> tuple[list[str], Callable]:
     meta = load_checkpoint(checkpoint).get('meta') or {}
     trained = (meta.get('dataset_meta') or {}).get('classes')
-    if trained:  # with --data, of which the config may not know
+    if trained:  # with --data there were other classes than the config's
         set_num_classes(cfg, len(trained))
-    classes = _class_names(cfg, trained or meta.get('CLASSES'))
+    classes = class_names(cfg, meta)
     model = build_model(cfg)
     load_weights(model, checkpoint)
     if deploy:
         _merge(model, checkpoint)
     model.to(get_device())
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = loader.get('dataset') or {}
+    dataset = unwrap_dataset(loader.get('dataset') or {})
     if not dataset.get('pipeline'):
         raise UserError(f'{cfg.filename} has no test_dataloader with a '
                         'pipeline, which says how images are prepared')
@@ -173,32 +178,21 @@ def _classifier(cfg: Config, checkpoint: str, deploy: bool,
             min(top, len(sample.pred_score)))
         for score, label in zip(scores.tolist(), labels.tolist()):
             name = classes[label] if label < len(classes) else str(label)
-            yield str(name), f'{score:.4f}'
+            yield name, f'{score:.4f}'
 
     return ['class', 'score'], predict_one
 
 
 def _writable_name(path: Path) -> Path:
-    # Others cannot be written in colour, or not without loss of meaning.
+    # OpenCV cannot write other formats, or not in colour.
     known = path.suffix.lower() in ('.jpg', '.jpeg', '.png')
     return path if known else path.with_name(f'{path.name}.png')
-
-
-def _class_names(cfg: Config, classes: list[str] | None) -> list[str]:
-    for split in ('test', 'val', 'train'):
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
-        if not classes and 'type' in dataset:
-            with scope_of(cfg):
-                kind = DATASETS.get(dataset['type'])
-            classes = (dataset.get('metainfo') or {}).get('classes') or (
-                getattr(kind, 'METAINFO', {}).get('classes'))
-    return list(classes or ())
 
 
 def _detector(cfg: Config, checkpoint: str, deploy: bool,
               top: int) -> tuple[list[str], Callable]:
     from mmdet.apis import DetInferencer
-    # The inferencer takes what fits, and only logs what does not.
+    # The inferencer only logs keys that do not fit; this refuses them.
     load_weights(build_model(cfg), checkpoint)
     inferencer = DetInferencer(
         cfg, checkpoint, get_device(), show_progress=False)
@@ -227,6 +221,7 @@ def _detector(cfg: Config, checkpoint: str, deploy: bool,
 def _segmentor(cfg: Config, checkpoint: str, deploy: bool,
                top: int) -> tuple[list[str], Callable]:
     from mmseg.apis import MMSegInferencer
+    # The inferencer only logs keys that do not fit; this refuses them.
     meta = load_weights(build_model(cfg), checkpoint)
     trained = meta.get('dataset_meta') or {}
     inferencer = MMSegInferencer(

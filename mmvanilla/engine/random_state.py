@@ -12,8 +12,9 @@ def get_random_state() -> dict:
     """The state of Python's, NumPy's and torch's generators.
 
     Returns:
-        dict: Tensors, numbers and tuples alone, so that a checkpoint with it
-        is read safely. ``cuda`` is None where no GPU was used.
+        dict: ``python``, ``numpy``, ``torch`` and ``cuda``, of tensors,
+        numbers and tuples only, which torch's safe loading accepts. ``cuda``
+        is None where no GPU was used.
     """
     version, words, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
@@ -38,7 +39,11 @@ def set_random_state(state: dict) -> None:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seed the CPU's generators inside a block, and restore them after it."""
+    """Seed the CPU's generators in a ``with`` block and restore them after.
+
+    Args:
+        numbers (int): What the seeds are made of, each 0 or more.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()
     seeds = np.random.SeedSequence(numbers).generate_state(3)

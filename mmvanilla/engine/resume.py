@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Which checkpoint a run goes on from."""
+"""The checkpoint that a run is resumed from."""
 import re
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from ..utils.errors import UserError
 
 
 def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
-    """Find the newest checkpoint of a work dir that reads whole.
+    """Find the newest checkpoint of a work dir that can be resumed.
 
     Args:
         work_dir (str): The folder.
 
     Returns:
         tuple[str, list[str]]: The checkpoint's path, and a sentence for each
-        newer one that was passed over.
+        newer one that cannot be resumed.
 
     Raises:
         UserError: If there is none.
@@ -38,7 +38,7 @@ def check_resumable(checkpoint: str) -> None:
     """Refuse a checkpoint that holds no state of a training run.
 
     Raises:
-        UserError: If it does not read, or holds weights alone.
+        UserError: If it cannot be read, or holds only weights.
     """
     content = load_checkpoint(checkpoint)
     meta = content.get('meta')
@@ -55,8 +55,10 @@ def check_resumable(checkpoint: str) -> None:
 def _candidates(work_dir: Path) -> list[Path]:
     """Checkpoints of a run, the newest first.
 
-    ``last_checkpoint`` names one, unless it was not written to its end or
-    the folder was copied. A run that was killed may have written one more.
+    ``last_checkpoint`` names the newest one by its path, of which only the
+    name counts, since the folder may have been copied. The file may be
+    missing or incomplete, and a run that was killed may have written one more
+    checkpoint.
     """
     numbers = {}
     for path in work_dir.glob('*.pth'):

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Evaluation as the tool does it, for a config of any toolbox."""
+"""Evaluate a checkpoint of a config of any toolbox."""
 import copy
 import os.path as osp
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checkpoints import load_checkpoint, load_state_dict
 from ..layers.forms import switch_to_deploy
-from ..utils.building import check_data
+from ..utils.building import check_data, unwrap_dataset
 from ..utils.config_options import type_name
 from ..utils.errors import UserError
 from .launch import (
@@ -47,8 +47,9 @@ def test(config: str,
     """Evaluate a checkpoint.
 
     Args:
-        config (str): The config's file.
-        checkpoint (str): The checkpoint's file or address.
+        config (str): The config file.
+        checkpoint (str): The checkpoint: a file, an http(s) address or a name
+            with ``vanillanet://``.
         deploy (bool): Whether to merge the model before it is tested.
             Defaults to False.
         compile (bool): Whether to compile the merged model, by
@@ -56,33 +57,41 @@ def test(config: str,
             False.
         work_dir (str, optional): Folder for the metrics. Defaults to None:
             what the config says, else ``work_dirs/CONFIG``.
-        out (str, optional): A file for the results.
-        out_item (str, optional): What it holds, 'pred' or 'metrics'. Defaults
-            to None, which is 'pred'.
-        show_dir (str, optional): A folder for images with predictions.
-        show (bool): Whether to show those in a window. Defaults to False.
-        interval (int): Draw every so many images. Defaults to 1.
-        wait_time (float): Seconds that a window stays. Defaults to 2.
+        out (str, optional): A file for the results: .pkl for predictions,
+            .pkl, .json or .yaml for metrics. Defaults to None: none.
+        out_item (str, optional): What ``out`` holds, 'pred' or 'metrics'.
+            Defaults to None, which is 'pred'.
+        show_dir (str, optional): A folder for images with the predictions
+            drawn in. Defaults to None: none are written.
+        show (bool): Whether to show them in a window. Defaults to False.
+        interval (int): Draw every ``interval``-th image. Defaults to 1.
+        wait_time (float): Seconds for which a window stays. Defaults to 2.
         amp (bool): Whether to test in mixed precision. Defaults to False.
-        tta (bool): Whether to average over augmentations: those of the
-            config's ``tta_pipeline``, else what the toolbox does by default.
-        pin_memory (bool): False to switch it off in the data loader.
-        cfg_options (dict, optional): Overrides of the config.
-        allow_new_keys (bool): Whether these may add unknown keys.
-        data (str, optional): A folder of images instead of the config's, see
-            :func:`use_image_folder`.
-        check_images (bool): Whether to decode all of them first. Defaults to
+        tta (bool): Whether to average over test-time augmentations: the
+            config's ``tta_pipeline``, else the toolbox's default. Defaults to
             False.
+        pin_memory (bool): False to switch it off in the data loader. Defaults
+            to True: see :func:`set_loader_defaults`.
+        cfg_options (dict, optional): Overrides of the config. Defaults to
+            None.
+        allow_new_keys (bool): Whether these may add unknown keys. Defaults to
+            False.
+        data (str, optional): A folder of images instead of the config's, see
+            :func:`use_image_folder`. Defaults to None.
+        check_images (bool): Whether to decode all of them first and to leave
+            out those that are unreadable. Defaults to False.
         log (str): 'short', or 'full' for environment, config and hooks on
             the screen too. Defaults to 'short'.
-        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'. Defaults to
+            'none'.
 
     Returns:
         dict: The metrics, by name.
 
     Raises:
-        UserError: If config, data or checkpoint are missing or not what they
-            should be, or, with ``deploy``, if lambda is below 1.
+        UserError: If config, data or checkpoint are missing or invalid, the
+            options do not go together, or, with ``deploy``, lambda is below
+            1.
     """
     if compile and not deploy:
         raise UserError('--compile needs --deploy: a merged network is what '
@@ -109,8 +118,8 @@ def test(config: str,
     if amp:
         cfg.test_cfg.fp16 = True
     if deploy:
-        # It would swap its copy, in train form, for the merged weights. The
-        # average itself is what the checkpoint holds.
+        # EMAHook would replace the merged weights by its copy, in train form.
+        # The checkpoint's state dict already holds the average.
         cfg.custom_hooks = [
             hook for hook in cfg.get('custom_hooks') or []
             if type_name(hook) != 'EMAHook'
@@ -167,7 +176,7 @@ def _visualize(cfg: Config, show: bool, show_dir: str | None,
         raise UserError(f'{cfg.filename} has no default_hooks.visualization, '
                         'which draws the predictions')
     hook.update(show=show, interval=interval, wait_time=wait_time)
-    # The toolboxes agree on the rest, but not on these names.
+    # These arguments have other names in each toolbox.
     scope = cfg.get('default_scope') or 'mmpretrain'
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
     if show_dir and scope == 'mmseg':
@@ -177,10 +186,10 @@ def _visualize(cfg: Config, show: bool, show_dir: str | None,
 
 
 def _keep_apart(visualizer: Visualizer) -> None:
-    """Put pictures into a folder named after that of their image.
+    """Write each drawing into a folder named after that of its image.
 
-    The toolboxes keep the file's name alone, so that images of equal names
-    in different class folders would share one picture.
+    The toolboxes keep the file's name only, so that drawings of images with
+    equal names in different class folders would overwrite each other.
     """
     taken: dict[str, int] = {}
 
@@ -208,10 +217,9 @@ def _keep_apart(visualizer: Visualizer) -> None:
 
 def _add_tta(cfg: Config) -> None:
     scope = cfg.get('default_scope') or 'mmpretrain'
-    dataset = cfg.test_dataloader.dataset
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset.dataset
-    # The toolboxes' own defaults; mmseg has none and its configs say this.
+    dataset = unwrap_dataset(cfg.test_dataloader.dataset)
+    # The toolboxes' own defaults; mmseg has none, and this is what its
+    # configs have.
     model, pack = dict(
         mmdet=(dict(
             type='DetTTAModel',

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Training as the tool does it, for a config of any toolbox."""
+"""Train the model of a config of any toolbox."""
 import logging
 import math
 import shlex
@@ -40,36 +40,43 @@ def train(config: str,
           check_images: bool = False,
           log: str = 'short',
           launcher: str = 'none') -> Runner:
-    """Train.
+    """Train the model of a config.
 
     Args:
-        config (str): The config's file.
+        config (str): The config file.
         work_dir (str, optional): Folder for logs and checkpoints. Defaults to
             None: what the config says, else ``work_dirs/CONFIG``.
-        resume (str, optional): A checkpoint to go on from, or 'auto' for the
-            newest whole one in the work dir. Defaults to None.
+        resume (str, optional): A checkpoint to resume from, or 'auto' for the
+            newest readable one in the work dir. Defaults to None: training
+            starts anew, or as the config says.
         amp (bool): Whether to train in mixed precision. Defaults to False.
-        validate (bool): Whether to evaluate meanwhile. Defaults to True.
+        validate (bool): Whether to evaluate during training. Defaults to
+            True.
         auto_scale_lr (bool): Whether to scale the learning rate to the actual
             batch size, by the config's ``auto_scale_lr``. Defaults to False.
         pin_memory (bool): False to switch it off in all data loaders.
+            Defaults to True: see :func:`set_loader_defaults`.
         persistent_workers (bool): False to start workers anew in each epoch.
-        cfg_options (dict, optional): Overrides of the config.
-        allow_new_keys (bool): Whether these may add unknown keys.
-        data (str, optional): A folder of images instead of the config's, see
-            :func:`use_image_folder`.
-        check_images (bool): Whether to decode all of them first. Defaults to
+            Defaults to True: see :func:`set_loader_defaults`.
+        cfg_options (dict, optional): Overrides of the config. Defaults to
+            None.
+        allow_new_keys (bool): Whether these may add unknown keys. Defaults to
             False.
+        data (str, optional): A folder of images instead of the config's, see
+            :func:`use_image_folder`. Defaults to None.
+        check_images (bool): Whether to decode all of them first and to leave
+            out those that are unreadable. Defaults to False.
         log (str): 'short', or 'full' for environment, config and hooks on
             the screen too. Defaults to 'short'.
-        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'. Defaults to
+            'none'.
 
     Returns:
         Runner: The runner, with the trained model.
 
     Raises:
-        UserError: If config, data or checkpoint are missing or not what they
-            should be, or if training was interrupted from the keyboard.
+        UserError: If config, data or checkpoint are missing or invalid, or if
+            training was interrupted from the keyboard.
     """
     cfg = read_run_config(config, work_dir, launcher, cfg_options,
                           allow_new_keys)
@@ -95,12 +102,13 @@ def train(config: str,
     elif cfg.get('resume'):
         check_resumable(cfg.load_from)
     elif cfg.get('load_from'):
-        load_checkpoint(cfg.load_from)
+        load_checkpoint(cfg.load_from)  # refuses a bad file before building
 
-    scale = cfg.get('auto_scale_lr')
-    if auto_scale_lr and not scale:
-        raise UserError(f'{config} has no auto_scale_lr, which says what '
-                        'batch size its learning rate is for')
+    scale = cfg.get('auto_scale_lr') or {}
+    auto_scale_lr = auto_scale_lr or bool(scale.get('enable'))
+    if auto_scale_lr and not scale.get('base_batch_size'):
+        raise UserError(f'{config} has no auto_scale_lr.base_batch_size, '
+                        'which says what batch size its learning rate is for')
     console = ConsoleHook()
     try:
         with plain_errors():
@@ -111,8 +119,8 @@ def train(config: str,
                 runner.logger.warning(f'Passed over a checkpoint: {reason}')
             if passed_over:
                 runner.logger.warning(f'Resuming from {cfg.load_from}')
-            if scale:
-                _scale_lr(runner, scale, auto_scale_lr or scale.get('enable'))
+            if scale.get('base_batch_size'):
+                _scale_lr(runner, scale, auto_scale_lr)
             runner.train()
     except KeyboardInterrupt:
         raise UserError('training was interrupted; go on with: '
@@ -123,7 +131,7 @@ def train(config: str,
 
 
 def _leave_out_amp(cfg: Config) -> None:
-    """Let a recipe with mixed precision run where mmengine has none."""
+    """Change mixed precision to float32, since mmengine has none on CPUs."""
     wrapper = cfg.get('optim_wrapper') or {}
     if type_name(wrapper) == 'AmpOptimWrapper':
         print_log(
@@ -136,7 +144,15 @@ def _leave_out_amp(cfg: Config) -> None:
 
 
 def _scale_lr(runner: Runner, scale: dict, enable: bool) -> None:
-    """Have mmengine scale the learning rate by our rule, or warn."""
+    """Scale the learning rate by ``scale.rule``, or warn that it is not.
+
+    Args:
+        runner (Runner): The runner, before training.
+        scale (dict): ``base_batch_size``, and optionally ``rule``: 'linear',
+            the default, or 'sqrt'.
+        enable (bool): Whether to scale. Where not, a batch of another size
+            than ``base_batch_size`` is logged.
+    """
     cfg = runner.cfg
     rule = scale.get('rule', 'linear')
     if rule not in ('linear', 'sqrt'):

@@ -40,10 +40,10 @@ def open_file(path: Path, precision: str,
               threads: int | None) -> Callable[[Tensor], list[Tensor]]:
     """Open a file; see :func:`mmvanilla.export.backends.open_exported`."""
     program = torch._inductor.aoti_load_package(str(path))
-    wanted = read_metadata(path)['input_shape']
+    wanted = _metadata(program)['input_shape']
 
     def run(x: Tensor) -> list[Tensor]:
-        # The library reads memory without looking at the shape.
+        # The library reads the memory without checking the shape.
         if any(a not in (-1, b) for a, b in zip(wanted, x.shape,
                                                 strict=True)):
             raise UserError(f'{path} takes an input of shape {wanted}, where '
@@ -54,8 +54,11 @@ def open_file(path: Path, precision: str,
 
 
 def read_metadata(path: Path) -> dict[str, object]:
-    """The metadata that :func:`write` got."""
-    program = torch._inductor.aoti_load_package(str(path))
+    """The metadata that :func:`write` was given."""
+    return _metadata(torch._inductor.aoti_load_package(str(path)))
+
+
+def _metadata(program) -> dict[str, object]:
     entries = program.loader.get_metadata()
     return {
         key: json.loads(value)

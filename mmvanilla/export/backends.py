@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The formats: which there are, writing a file, opening it again."""
+"""The formats: writing a file, opening it, reading its metadata."""
 import importlib.util
 import logging
 import warnings
@@ -22,6 +22,10 @@ PRECISIONS = ('fp32', 'bf16', 'int8')
 
 def check_backend(format: str, precision: str) -> None:
     """Refuse a format that cannot be written here.
+
+    Args:
+        format (str): 'onnx', 'openvino', 'pt2' or 'aoti'.
+        precision (str): 'fp32', 'bf16' or 'int8'.
 
     Raises:
         UserError: If format or precision are unknown or do not go together,
@@ -74,18 +78,20 @@ def write(network: nn.Module,
             Defaults to False: as many as the example has.
         dynamic_size (bool): Whether the file takes images of any size.
             Defaults to False: those of the example's size.
-        metadata (dict, optional): Of what JSON knows.
-        calibration (list[Tensor], optional): Inputs to calibrate int8 on.
+        metadata (dict, optional): Values that JSON can hold. Defaults to
+            None: no more than ``input_shape``.
+        calibration (list[Tensor], optional): Inputs, each (1, C, H, W), to
+            calibrate int8 on; needed for int8 only. Defaults to None.
     """
     shape = list(example.shape)
     shape[0] = -1 if dynamic_batch else shape[0]
     shape[2:] = (-1, -1) if dynamic_size else shape[2:]
     if dynamic_batch:
-        # A batch of one would be taken for a constant.
+        # torch.export takes a batch of one for a constant.
         example = torch.cat([example, example])
     with warnings.catch_warnings(), torch.no_grad():
-        # The exporters warn of each other's deprecations, and of operators
-        # that are not in the network.
+        # The exporters warn of deprecations in each other, and of operators
+        # that the network does not have.
         warnings.simplefilter('ignore')
         logging.disable(logging.WARNING)
         try:
@@ -109,9 +115,9 @@ def open_exported(path: str | Path,
         path (Path): What :func:`write` wrote.
         format (str): Its format.
         precision (str): Its precision. Defaults to 'fp32'.
-        threads (int, optional): Threads to compute with. Defaults to None,
-            the runtime's own choice; pt2 and aoti follow
-            ``torch.set_num_threads``.
+        threads (int, optional): Threads to compute with. Defaults to None:
+            the runtime's own default. Not read for pt2 and aoti, which use
+            those of ``torch.set_num_threads``.
 
     Returns:
         Callable: From (N, C, H, W) to a list of tensors.

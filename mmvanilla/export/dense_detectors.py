@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""mmdet's dense detectors, from an image to boxes, as one network.
+"""mmdet's detectors with a dense head, from an image to boxes.
 
 mmdet selects boxes with Python's control flow and mmcv's compiled ops, which
 no exporter reads. The modules here call the detector's own parts (backbone,
@@ -16,7 +16,7 @@ BOX_FORMAT = 'x1, y1, x2, y2 in pixels of the input'
 
 
 class DenseDetector(nn.Module):
-    """A detector with a dense head: RetinaNet, FCOS, ATSS, RTMDet, ....
+    """A detector with a dense head: RetinaNet, FCOS, ATSS, RTMDet and others.
 
     Args:
         model (nn.Module): An mmdet detector whose ``bbox_head`` predicts as
@@ -25,12 +25,12 @@ class DenseDetector(nn.Module):
             the anchors are computed.
 
     Raises:
-        UserError: If the head predicts in a way of its own, or its
-            ``test_cfg`` asks for another NMS than the plain one.
+        UserError: If the head overrides how ``BaseDenseHead`` predicts, or
+            its ``test_cfg`` has another NMS than ``type='nms'``.
     """
 
     output_names = ('boxes', 'scores', 'labels')
-    predicts = True  # what the toolbox predicts, not features
+    predicts = True  # the outputs are the toolbox's predictions
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int]):
         super().__init__()
@@ -51,7 +51,7 @@ class DenseDetector(nn.Module):
         self.nms = NMS(head.test_cfg.nms, head.test_cfg.max_per_img)
 
     def settings(self) -> dict[str, object]:
-        """What the file's metadata say of the outputs."""
+        """The metadata of the file that describe the outputs."""
         return dict(
             outputs=list(self.output_names),
             box_format=BOX_FORMAT,
@@ -68,8 +68,9 @@ class DenseDetector(nn.Module):
             images (Tensor): One normalized image, (1, C, H, W).
 
         Returns:
-            tuple[Tensor]: Boxes (D, 4), scores (D, ) and labels (D, ), in
-            descending order of the score.
+            tuple[Tensor]: Boxes (D, 4), as x1, y1, x2, y2 in pixels of the
+            input, scores (D, ) and labels (D, ), in descending order of the
+            score.
         """
         boxes, scores, labels, _ = self.dense(self.model.extract_feat(images))
         keep = self.nms(boxes, scores, labels)
@@ -82,15 +83,15 @@ def _has_methods_of(head, base: type, *names: str) -> bool:
 
 
 class DensePredictions(nn.Module):
-    """The boxes that a dense head predicts of one image, before the NMS.
+    """The boxes that a dense head predicts for one image, before the NMS.
 
     Args:
-        model (nn.Module): The detector, which is run once on an empty image,
-            to learn the sizes of its feature maps.
+        model (nn.Module): The detector. It is run once, on an image of zeros,
+            to find the sizes of its feature maps.
         head (nn.Module): Its dense head.
         input_size (tuple[int, int]): Height and width of the input.
         score_thr (float): Boxes with a score above it are kept. Defaults to
-            -1: all boxes, as a region proposal network does.
+            -1: all boxes, as for a region proposal network.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module,
@@ -104,7 +105,7 @@ class DensePredictions(nn.Module):
         with torch.no_grad():
             cls_scores = head(
                 model.extract_feat(
-                    parameter.new_zeros(1, channels(model),
+                    parameter.new_zeros(1, _in_channels(model),
                                         *self.input_size)))[0]
         priors = head.prior_generator.grid_priors(
             [x.shape[-2:] for x in cls_scores],
@@ -115,7 +116,10 @@ class DensePredictions(nn.Module):
             self.register_buffer(f'priors_{i}', level, persistent=False)
 
     def forward(self, feats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Decode what the head says of the feature maps of one image.
+        """Decode the head's outputs for one image.
+
+        Args:
+            feats (Sequence[Tensor]): The feature maps, each (1, C, H_i, W_i).
 
         Returns:
             tuple[Tensor]: Boxes (K, 4), scores, labels and levels, (K, ).
@@ -141,7 +145,20 @@ class DensePredictions(nn.Module):
 
     def _select(self, i: int, cls_score: Tensor, bbox_pred: Tensor,
                 factor: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The ``nms_pre`` best pairs of prior and class of one level."""
+        """The ``nms_pre`` pairs of prior and class with the highest scores.
+
+        Args:
+            i (int): The level.
+            cls_score (Tensor): Logits, (1, priors * classes, H_i, W_i).
+            bbox_pred (Tensor): Boxes relative to the priors,
+                (1, priors * 4, H_i, W_i).
+            factor (Tensor, optional): Logits of what scores are multiplied
+                by, as centerness, (1, priors, H_i, W_i). Defaults to None.
+
+        Returns:
+            tuple[Tensor]: Priors, boxes relative to them, scores, labels and
+            factors, K of each.
+        """
         head = self.head
         cls_score = cls_score[0].permute(1, 2, 0).reshape(
             -1, head.cls_out_channels)
@@ -154,8 +171,8 @@ class DensePredictions(nn.Module):
         else:
             scores = cls_score.softmax(-1)[:, :-1]
         num_classes = scores.shape[1]
-        # mmdet drops what is under the threshold first. The order makes no
-        # difference, and here the number of boxes is a constant.
+        # mmdet drops scores below the threshold first. The result is the
+        # same, and in this order the number of boxes is a constant.
         nms_pre = self.test_cfg.get('nms_pre', -1)
         count = scores.numel()
         if nms_pre > 0:
@@ -169,15 +186,25 @@ class DensePredictions(nn.Module):
                 index % num_classes, factor)
 
 
-def channels(model: nn.Module) -> int:
-    """int: How many channels the images of a model have."""
+def _in_channels(model: nn.Module) -> int:
     return next(m.in_channels for m in model.backbone.modules()
                 if isinstance(m, nn.Conv2d))
 
 
 def decode(coder, priors: Tensor, deltas: Tensor,
            input_size: tuple[int, int]) -> Tensor:
-    """Boxes (K, 4) of priors and what a head predicts relative to them."""
+    """Decode boxes that a head predicts relative to priors.
+
+    Args:
+        coder: The head's ``bbox_coder``.
+        priors (Tensor): Anchors or regions, (K, 4), or points, (K, 2).
+        deltas (Tensor): The head's outputs for them, (K, coder.encode_size).
+        input_size (tuple[int, int]): Height and width that boxes are clipped
+            to.
+
+    Returns:
+        Tensor: x1, y1, x2, y2, (K, 4).
+    """
     boxes = coder.decode(priors, deltas, max_shape=input_size)
     return getattr(boxes, 'tensor', boxes)
 
@@ -187,10 +214,12 @@ class NMS(nn.Module):
 
     Args:
         cfg (dict): ``nms`` of a ``test_cfg``.
-        max_per_img (int): How many boxes to keep, at most.
+        max_per_img (int): How many boxes to keep at most; all where it is
+            not positive.
 
     Raises:
-        UserError: If ``cfg`` is of another kind than ``type='nms'``.
+        UserError: If ``cfg`` has another type than 'nms', another setting, or
+            no ``iou_threshold``.
     """
 
     def __init__(self, cfg: dict, max_per_img: int):
@@ -199,7 +228,7 @@ class NMS(nn.Module):
         kind = cfg.pop('type', 'nms')
         self.iou_threshold = cfg.pop('iou_threshold', None)
         self.class_agnostic = cfg.pop('class_agnostic', False)
-        cfg.pop('split_thr', None)  # how mmcv computes, not what
+        cfg.pop('split_thr', None)  # mmcv's speed, not its result
         if kind != 'nms' or cfg or self.iou_threshold is None:
             raise UserError(
                 "test_cfg.nms must be dict(type='nms', iou_threshold=...) for "
@@ -209,7 +238,7 @@ class NMS(nn.Module):
 
     def forward(self, boxes: Tensor, scores: Tensor,
                 groups: Tensor) -> Tensor:
-        """Indices of the boxes that stay, in descending order of score.
+        """Indices of the boxes to keep, in descending order of the score.
 
         Args:
             boxes (Tensor): (K, 4).
@@ -218,7 +247,8 @@ class NMS(nn.Module):
                 groups do not suppress one another.
         """
         if not self.class_agnostic:
-            # Groups are moved apart. The zero is for no boxes at all.
+            # An offset for each group keeps boxes of different groups from
+            # overlapping. The zero is for an image without boxes.
             largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
             boxes = boxes + (groups.to(boxes) * (largest + 1))[:, None]
         keep = torchvision.ops.nms(boxes, scores, self.iou_threshold)

@@ -5,15 +5,15 @@ from torch import Tensor, nn
 
 
 class PackedConv2d(nn.Module):
-    """An ``nn.Conv2d`` for inference, with its weight in oneDNN's own layout.
+    """An ``nn.Conv2d`` for inference, with its weight in oneDNN's layout.
 
     ``nn.Conv2d`` reorders its weight at every call, which for a 1x1
     convolution of 4096 channels takes as long as the product itself. This
-    layer keeps the reordered copy. It takes inputs of any size; the layout is
-    the one that oneDNN chooses for the size of the example.
+    layer keeps the reordered copy. It takes inputs of any size; oneDNN chooses
+    the layout for the size of the example.
 
     Args:
-        conv (nn.Conv2d): A convolution that :func:`can_pack` accepts.
+        conv (nn.Conv2d): A convolution that :func:`_can_pack` accepts.
         example (Tensor): An input of it, (N, C, H, W).
     """
 
@@ -32,8 +32,8 @@ class PackedConv2d(nn.Module):
             x, self.weight, self.bias, *self.args, 'none', [], '')
 
 
-def can_pack(module: nn.Module) -> bool:
-    """Whether a module is a convolution that oneDNN computes as it is."""
+def _can_pack(module: nn.Module) -> bool:
+    """Whether a module is a convolution that oneDNN computes directly."""
     return (type(module) is nn.Conv2d and module.padding_mode == 'zeros'
             and not isinstance(module.padding, str)
             and module.weight.dtype == torch.float32
@@ -43,18 +43,19 @@ def can_pack(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def pack_convs(network: nn.Module, example: Tensor) -> None:
-    """Replace the convolutions of a network by packed ones, in place.
+    """Replace the convolutions of a network by :class:`PackedConv2d`.
 
     Args:
-        network (nn.Module): A network in eval mode, on a CPU. Convolutions
-            that it does not call as modules stay as they are.
+        network (nn.Module): A network in eval mode, on a CPU; changed in
+            place. Convolutions that it does not call as modules stay as they
+            are.
         example (Tensor): An input of the network.
     """
     inputs: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_pre_hook(
             lambda _, args, name=name: inputs.setdefault(name, args[0]))
-        for name, module in network.named_modules() if can_pack(module)
+        for name, module in network.named_modules() if _can_pack(module)
     ]
     try:
         network(example)

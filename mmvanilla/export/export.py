@@ -1,10 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""From a checkpoint to a file that ships, verified in its own runtime.
+"""From a checkpoint to an exported file, verified in its own runtime.
 
-Every format takes normalized images, float32 of (N, C, H, W), and gives
-logits, (N, num_classes), or one feature map for each of the backbone's
-``out_indices``. What a server needs to feed it (labels, mean, std, size and
-order of channels) is in the file's metadata, under the names of
+In every format the input is normalized images, float32 of (N, C, H, W). The
+outputs are logits, (N, num_classes), of a classifier; one feature map for each
+of a backbone's ``out_indices``; or the predictions of a detector or segmentor.
+The file's metadata hold what a server needs to use it (labels, mean, std,
+input size and order of channels), see
 :func:`mmvanilla.export.network.describe`.
 """
 import copy
@@ -35,7 +36,15 @@ from .verify_predictions import check_predicting, compare_predictions
 
 @dataclass
 class ExportReport:
-    """What was exported, and how it compares with PyTorch."""
+    """What was exported, and how its outputs compare with PyTorch's.
+
+    Attributes:
+        path (Path): The file.
+        format (str): 'onnx', 'openvino', 'pt2' or 'aoti'.
+        precision (str): 'fp32', 'bf16' or 'int8'.
+        metadata (dict): What the file's metadata hold.
+        verification (Verification | PredictionComparison): The comparison.
+    """
 
     path: Path
     format: str
@@ -70,11 +79,12 @@ def export(cfg: Config,
     """Export a checkpoint in deploy form, and verify the file.
 
     The file is written under a temporary name, opened in its own runtime and
-    compared with the network before it was merged.
+    compared with the network as it was before merging.
 
     Args:
-        cfg (Config): The config of the checkpoint, in any form.
-        checkpoint (str): The checkpoint; merged first if it is not yet.
+        cfg (Config): The config of the checkpoint.
+        checkpoint (str): The checkpoint, in any form; merged first if it is
+            not in deploy form.
         out (str): Where to write. OpenVINO writes the weights beside it, with
             the suffix ``.bin``.
         format (str): 'onnx', 'openvino', 'pt2' (``torch.export``) or 'aoti'
@@ -105,7 +115,7 @@ def export(cfg: Config,
     Raises:
         UserError: If a package is missing, the combination is not supported,
             the checkpoint does not fit or cannot be merged, ``out`` cannot be
-            written, or the outputs differ. No file is left behind.
+            written, or the outputs differ. Then no file is written.
     """
     out = Path(out)
     check_backend(format, precision)
@@ -134,13 +144,11 @@ def export(cfg: Config,
     is_random = batches is None
     if is_random:
         batches = random_batches(cfg, min(samples, 16))
-    # A detector's images are large, and only one of them is needed here.
+    # Of a detector's or segmentor's images, which are large, only the first
+    # is needed here.
     predicts = part == 'model' and not hasattr(model, 'head')
     inputs, labels = _preprocess(cfg, model, batches[:1] if predicts else
                                  batches, samples)
-    if not inputs:
-        raise UserError(f'{cfg.filename}: the validation set is empty, so '
-                        'there is nothing to compare on')
     calibration = None
     if precision == 'int8':
         calibration = _calibration_inputs(cfg, model, calibration_samples)
@@ -181,7 +189,7 @@ def export(cfg: Config,
 
 def _preprocess(cfg: Config, model: nn.Module, batches: list[dict],
                 samples: int) -> tuple[list[Tensor], list[int | None]]:
-    """Normalized images, each (1, C, H, W), and the label of each or None."""
+    """Normalized images, each (1, C, H, W), and for each its label or None."""
     inputs, labels = [], []
     with scope_of(cfg):
         for batch in batches:

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Speed inside PyTorch, for a network in deploy form."""
+"""Faster inference inside PyTorch, for a network in deploy form."""
 import copy
 
 import torch
@@ -15,17 +15,17 @@ BACKENDS = ('inductor', 'eager')
 def optimize_for_inference(model: nn.Module,
                            example: Tensor,
                            backend: str = 'inductor') -> nn.Module:
-    """Make a merged network fast, with the same outputs.
+    """Optimize a merged network for speed, with the same outputs.
 
-    The network that is returned is for inference: its weights must not be
-    changed, it has no gradients, and it is neither saved nor exported. The
-    model that is given stays as it is.
+    The returned network is for inference only: its weights must not be
+    changed, it has no gradients, and it cannot be saved or exported. The given
+    model is not changed.
 
     'inductor' computes in channels_last and compiles with the weights as
-    constants, which Inductor packs once; it needs a C++ compiler, and the
-    first call, made here, takes up to a minute. Inputs of another shape than
-    the example are compiled anew, and their weights are not packed. On a GPU
-    it compiles with CUDA graphs; that was not measured.
+    constants, which Inductor packs once. It needs a C++ compiler, and compiles
+    here, for up to a minute. For inputs of another shape than the example it
+    compiles again, without packed weights. On a GPU it compiles with CUDA
+    graphs; that was not measured.
 
     'eager' needs no compiler: it computes in channels_last, with each
     convolution's weight packed once by oneDNN. It is for CPUs and float32.
@@ -34,8 +34,8 @@ def optimize_for_inference(model: nn.Module,
         model (nn.Module): A network in deploy form, for example a backbone.
             It takes one tensor and returns a tensor, or a list or tuple of
             tensors.
-        example (Tensor): An input, (N, C, H, W), of the batch size, image
-            size, dtype and device of use.
+        example (Tensor): An input, (N, C, H, W), with the batch size, image
+            size, dtype and device that the network will be used with.
         backend (str): 'inductor' or 'eager'. Defaults to 'inductor'.
 
     Returns:
@@ -73,8 +73,8 @@ def optimize_for_inference(model: nn.Module,
     mode = 'reduce-overhead' if example.is_cuda else None
     optimized = OptimizedNetwork(
         torch.compile(network, mode=mode, dynamic=False))
-    # Inductor reads `freezing` while it traces, where weights become
-    # constants; as an option of torch.compile it would come too late.
+    # Inductor reads `freezing` during tracing, when weights become constants.
+    # An option of torch.compile is set only after tracing.
     with torch._inductor.config.patch(freezing=True):
         optimized(example)
     return optimized
@@ -83,8 +83,8 @@ def optimize_for_inference(model: nn.Module,
 class OptimizedNetwork(nn.Module):
     """Calls a network in channels_last, without gradients.
 
-    Its outputs are in the default memory format, since some compiled
-    operators of mmcv, such as RoIAlign on a CPU, read no other one.
+    Its outputs are in the default memory format, the only one that some
+    compiled operators of mmcv read, for example RoIAlign on a CPU.
     """
 
     def __init__(self, network: nn.Module) -> None:

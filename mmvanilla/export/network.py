@@ -1,11 +1,10 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What is exported of a model, and what its metadata says."""
+"""The part of a model that is exported, and its metadata."""
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
-from ..utils.building import scope_of
+from ..utils.building import class_names
 from ..utils.errors import UserError
 from ..utils.files import MARK
 from ..version import __version__
@@ -21,7 +20,7 @@ class Network(nn.Module):
         output_names (tuple[str]): 'logits', or 'feature_0' and so on.
     """
 
-    predicts = False  # features or logits, not what the toolbox predicts
+    predicts = False  # the outputs are logits or features
 
     def __init__(self,
                  backbone: nn.Module,
@@ -58,8 +57,13 @@ def make_network(model: nn.Module, part: str, example: Tensor) -> nn.Module:
         part (str): 'model' or 'backbone'.
         example (Tensor): An input, (1, C, H, W).
 
+    Returns:
+        nn.Module: With ``output_names`` (tuple[str]) and ``predicts`` (bool):
+        whether its outputs are the toolbox's predictions.
+
     Raises:
-        UserError: If the model has no such part, or one that is not known.
+        UserError: If the model has no such part, or one that cannot be
+            exported.
     """
     if not hasattr(model, 'backbone'):
         raise UserError(f'a {type(model).__name__} has no backbone to export')
@@ -83,7 +87,15 @@ def make_network(model: nn.Module, part: str, example: Tensor) -> nn.Module:
 
 def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
              part: str, precision: str) -> dict[str, object]:
-    """What a server needs to know to feed the exported file.
+    """The metadata of the exported file: what a server needs to use it.
+
+    Args:
+        cfg (Config): The config of the model.
+        model (nn.Module): The model.
+        meta (dict): The ``meta`` of its checkpoint.
+        example (Tensor): An input, (1, C, H, W).
+        part (str): 'model' or 'backbone'.
+        precision (str): 'fp32', 'bf16' or 'int8'.
 
     Returns:
         dict: ``labels`` (list[str], empty for a backbone), ``mean`` and
@@ -102,7 +114,7 @@ def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
         or getattr(processor, '_channel_conversion', False))
     order = 'gray' if channels == 1 else 'RGB' if converted else 'BGR'
     return dict(
-        labels=_labels(cfg, meta) if part == 'model' else [],
+        labels=class_names(cfg, meta) if part == 'model' else [],
         mean=[0.0] * channels if mean is None else mean.flatten().tolist(),
         std=[1.0] * channels if std is None else std.flatten().tolist(),
         channel_order=order,
@@ -111,19 +123,3 @@ def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
         precision=precision,
         version=__version__,
         comment=MARK)
-
-
-def _labels(cfg: Config, meta: dict) -> list[str]:
-    dataset_meta = meta.get('dataset_meta') or {}
-    labels = dataset_meta.get('classes') or dataset_meta.get('CLASSES')
-    for split in ('val', 'test', 'train'):
-        if labels:
-            break
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset', {})
-        kind = dataset.get('type')
-        if isinstance(kind, str):
-            with scope_of(cfg):
-                kind = DATASETS.get(kind)
-        labels = dict(getattr(kind, 'METAINFO', {}),
-                      **(dataset.get('metainfo') or {})).get('classes')
-    return [str(label) for label in labels or ()]

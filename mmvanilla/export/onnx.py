@@ -25,12 +25,12 @@ def write(network: nn.Module, example: Tensor, path: Path,
     import onnx
     model = onnx_model(network, example, shapes)
     if precision == 'int8':
-        # What is done with boxes must not be rounded.
+        # Of a detector only layers are quantized, not operations on boxes.
         model = _quantize(model, calibration,
                           LAYERS if network.predicts else None)
     onnx.helper.set_model_props(
         model, {k: json.dumps(v) for k, v in metadata.items()})
-    # Weights stay in the one file, which may have up to 2 GB.
+    # The weights are in the same file, which may have up to 2 GB.
     onnx.save(model, path)
 
 
@@ -84,7 +84,7 @@ def open_file(path: Path, precision: str,
 
 
 def read_metadata(path: Path) -> dict[str, object]:
-    """The metadata that :func:`write` got."""
+    """The metadata that :func:`write` was given."""
     import onnx
     model = onnx.load(path)
     return {p.key: json.loads(p.value) for p in model.metadata_props}

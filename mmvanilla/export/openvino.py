@@ -1,8 +1,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """OpenVINO's pair of files, .xml and .bin, opened in OpenVINO on a CPU.
 
-The network of one .xml would run with the weights of another's .bin, so the
-.xml holds the SHA-256 of its own.
+OpenVINO would run an .xml with the .bin of another network, so the .xml holds
+the SHA-256 of its own.
 """
 import json
 import tempfile
@@ -29,8 +29,8 @@ def write(network: nn.Module, example: Tensor, path: Path,
           calibration: list[Tensor] | None) -> None:
     """Write a network; see :func:`mmvanilla.export.backends.write`.
 
-    bf16 is written as float32: OpenVINO is told the precision when it
-    compiles.
+    bf16 is written as float32: OpenVINO takes the precision when it compiles
+    the file.
     """
     import onnx
     import openvino as ov
@@ -40,15 +40,15 @@ def write(network: nn.Module, example: Tensor, path: Path,
         model = ov.convert_model(source)
     if precision == 'int8':
         model = _quantize(model, calibration)
-    # What the weights hash to is known once they are written; the second
-    # writing puts it into the .xml.
-    for hash_ in ('', 'known'):
-        if hash_:
-            hash_ = sha256(path.with_suffix('.bin'))
+    # Written twice: the hash of the weights, which the .xml holds, is known
+    # only after they are written.
+    hash_ = ''
+    for _ in range(2):
         for key, value in {**metadata, HASH: hash_}.items():
             model.set_rt_info(json.dumps(value), [NAMESPACE, key])
-        # Half-precision weights, its default, would cost the fourth digit.
+        # By default the weights would be rounded to half precision.
         ov.save_model(model, path, compress_to_fp16=False)
+        hash_ = sha256(path.with_suffix('.bin'))
 
 
 def _quantize(model, calibration: list[Tensor]):
@@ -65,7 +65,8 @@ def open_file(path: Path, precision: str,
     """Open a file; see :func:`mmvanilla.export.backends.open_exported`.
 
     Raises:
-        UserError: If the .bin is not the one that the .xml was written with.
+        UserError: If the .bin is missing, or not the one that the .xml was
+            written with.
     """
     import openvino as ov
     _check_pair(path)
@@ -84,7 +85,7 @@ def open_file(path: Path, precision: str,
 
 
 def read_metadata(path: Path) -> dict[str, object]:
-    """The metadata that :func:`write` got, and the hash of the .bin."""
+    """The metadata that :func:`write` was given, and the .bin's hash."""
     import openvino as ov
     info = ov.Core().read_model(str(path)).get_rt_info([NAMESPACE])
     return {

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Predictions of an exported model, compared with those of the toolbox."""
+"""Agreement of an exported model's predictions with the toolbox's."""
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +12,10 @@ from ..utils.errors import UserError
 
 @dataclass
 class PredictionComparison:
-    """Predictions of an exported model, beside those of the toolbox.
+    """Predictions of an exported model, compared with the toolbox's.
 
-    A detection is matched where the other side has one of the same label,
-    within 0.1 px and 1e-3 of score.
+    Two detections match if they have the same label, corners within 0.1 px
+    and scores within 1e-3.
 
     Attributes:
         logits (OutputComparison): A segmentor's logits.
@@ -23,12 +23,13 @@ class PredictionComparison:
         samples (int): How many images were compared.
         skipped (int): How many were larger than the network's input.
         counts (dict): For 'detections matched', 'mask pixels equal' and
-            'pixels with the same label': how many there are, and how many of
-            them are.
+            'pixels with the same label': the number in all, and the number of
+            those that match.
         max_box (float): Largest difference of matched boxes, in pixels.
         max_score (float): Largest difference of their scores.
-        metrics (dict): Each of the config's metrics, before and after; empty
-            where not the whole validation set was compared.
+        metrics (dict): Each of the config's metrics, of the toolbox and of
+            the exported model; empty unless the whole validation set was
+            compared.
     """
 
     logits: OutputComparison
@@ -45,7 +46,12 @@ class PredictionComparison:
     MIN_SHARE = 0.99
 
     def add_detections(self, a: InstanceData, b: InstanceData) -> None:
-        """Match the toolbox's detections of one image with the exported."""
+        """Match detections of one image.
+
+        Args:
+            a (InstanceData): The toolbox's.
+            b (InstanceData): The exported model's.
+        """
         free = torch.ones(len(b), dtype=torch.bool)
         matched = 0
         for i in range(len(a)):
@@ -62,18 +68,19 @@ class PredictionComparison:
             self.max_box = max(self.max_box, box[j].item())
             self.max_score = max(self.max_score, score[j].item())
             if 'masks' in b:
-                # Of either mask: background makes any two alike.
+                # Of the pixels in either mask: the background is alike in any
+                # two.
                 masks = [
                     torch.as_tensor(x) for x in (a.masks[i], b.masks[j])
                 ]
                 self._count('mask pixels equal',
                             (masks[0] | masks[1]).sum(),
                             (masks[0] & masks[1]).sum())
-        # One that only the exported model has is a difference too.
+        # A detection of the exported model alone is a difference too.
         self._count('detections matched', len(a) + free.sum(), matched)
 
     def add_labels(self, a: Tensor, b: Tensor) -> None:
-        """Compare the maps of labels of one image."""
+        """Compare label maps of one image, of integers in equal shapes."""
         self._count('pixels with the same label', a.numel(), (a == b).sum())
 
     def _count(self, name: str, total: int, equal: int) -> None:
@@ -102,13 +109,19 @@ class PredictionComparison:
         return rows
 
     def check(self, precision: str, max_drop: float) -> None:
-        """Refuse predictions that differ, or that there are none of.
+        """Refuse predictions that differ, or images without predictions.
 
-        In fp32 99 % of them must be the same, and a segmentor's logits too;
-        bf16 and int8 round, and are judged by the config's metrics.
+        In fp32 99 % of the predictions must be the same, and a segmentor's
+        logits up to their tolerance. bf16 and int8 may lower the config's
+        metrics.
+
+        Args:
+            precision (str): 'fp32', 'bf16' or 'int8'.
+            max_drop (float): The maximum allowed drop of AP or mIoU in bf16
+                and int8, in percentage points.
 
         Raises:
-            UserError: Saying what differs by how much.
+            UserError: If there are no predictions, or they differ by more.
         """
         what = 'the exported file'
         if not any(total for total, _ in self.counts.values()):
@@ -129,7 +142,7 @@ class PredictionComparison:
         for name, (before, after) in self.metrics.items():
             if not name.endswith(('_mAP', 'mIoU')):
                 continue
-            # COCO's is a share, mmseg's in per cent.
+            # mmdet's AP is from 0 to 1, mmseg's mIoU in per cent.
             scale = 100 if name.endswith('_mAP') else 1
             drop = scale * (before - after)
             if not drop <= max_drop:

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""A network as a program of ``torch.export``, and that as an ONNX model."""
+"""A network as a program of ``torch.export`` and as an ONNX model."""
 import copy
 
 import torch
@@ -12,7 +12,12 @@ DynamicShapes = tuple[dict[int, torch.export.Dim]] | None
 
 
 def dynamic_shapes(batch: bool, size: bool) -> DynamicShapes:
-    """Which dimensions of the input are dynamic, for ``torch.export``."""
+    """The ``dynamic_shapes`` of ``torch.export`` for an input (N, C, H, W).
+
+    Args:
+        batch (bool): Whether N is dynamic.
+        size (bool): Whether H and W are dynamic, from 32 on.
+    """
     dims = {}
     if batch:
         dims[0] = torch.export.Dim('batch', min=1)
@@ -30,7 +35,7 @@ def export_program(network: nn.Module, example: Tensor,
         network (nn.Module): In eval mode.
         example (Tensor): An input, (N, C, H, W); N at least 2 where the batch
             is dynamic, since 1 would be taken for a constant.
-        shapes: From :func:`dynamic_shapes`.
+        shapes (DynamicShapes): From :func:`dynamic_shapes`.
 
     Raises:
         UserError: If the network cannot be exported.
@@ -45,8 +50,8 @@ def export_program(network: nn.Module, example: Tensor,
         reason = str(e).strip().split('\n')[0]
         raise UserError(f'torch.export cannot export this model: {reason}'
                         ) from e
-    # It asserts of a pooling that no row is left over at the border, which
-    # the pooling drops anyway: only even sizes would be accepted.
+    # torch.export asserts that a pooling leaves no row over at the border, so
+    # that only even sizes would be accepted. The pooling drops that row.
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:
@@ -57,7 +62,7 @@ def export_program(network: nn.Module, example: Tensor,
 
 
 class InBfloat16(nn.Module):
-    """Computes a network in bfloat16, on inputs and outputs of float32."""
+    """A copy of a network in bfloat16, with inputs and outputs in float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -71,8 +76,8 @@ class InBfloat16(nn.Module):
 def onnx_model(network: nn.Module, example: Tensor, shapes: DynamicShapes):
     """A network as an ``onnx.ModelProto``, with its weights inside.
 
-    Its input is called ``input``; its outputs ``logits``, or ``feature_0``
-    and so on.
+    Its input is called ``input``; its outputs are called as the network's
+    ``output_names``. The arguments are those of :func:`export_program`.
 
     Raises:
         UserError: If the network cannot be exported.
@@ -91,9 +96,9 @@ def onnx_model(network: nn.Module, example: Tensor, shapes: DynamicShapes):
 class FixedMaxPool2d(nn.Module):
     """``nn.AdaptiveMaxPool2d`` for inputs of one size.
 
-    ONNX has no operator for it, and its windows differ in size. Here each is
-    filled up to the size of the largest by repeating its last row or column,
-    which changes no maximum.
+    ONNX has no operator for it, and its windows differ in size. Here each
+    window is padded to the size of the largest by repeating its last row and
+    column, which does not change the maximum.
 
     Args:
         input_size (tuple[int, int]): Height and width of the input.

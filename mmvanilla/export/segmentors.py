@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""mmseg's segmentors, from images to maps of labels."""
+"""mmseg's segmentors, from images to label maps."""
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
@@ -17,7 +17,7 @@ class Segmentor(nn.Module):
     """
 
     output_names = ('logits', 'labels')
-    predicts = True  # what the toolbox predicts, not features
+    predicts = True  # the outputs are the toolbox's predictions
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -33,7 +33,7 @@ class Segmentor(nn.Module):
         self.model = model
 
     def settings(self) -> dict[str, object]:
-        """What the file's metadata say of the outputs."""
+        """The metadata of the file that describe the outputs."""
         return dict(outputs=list(self.output_names))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ class Segmentor(nn.Module):
         Returns:
             tuple[Tensor]: Logits (N, num_classes, H, W), or (N, 1, H, W)
             where there are two classes and one output, and labels (N, H, W).
-            A runtime that is asked for one of them computes no more.
+            A runtime can compute either of them alone.
         """
         size = tuple(images.shape[2:])
         logits = self.model.encode_decode(

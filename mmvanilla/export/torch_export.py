@@ -33,7 +33,7 @@ def open_file(path: Path, precision: str,
 
 
 def read_metadata(path: Path) -> dict[str, object]:
-    """The metadata that :func:`write` got."""
+    """The metadata that :func:`write` was given."""
     files = {'metadata.json': ''}
     torch.export.load(str(path), extra_files=files)
     return json.loads(files['metadata.json'])

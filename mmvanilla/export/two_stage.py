@@ -20,21 +20,22 @@ class TwoStageDetector(nn.Module):
     """Faster R-CNN or Mask R-CNN.
 
     Args:
-        model (nn.Module): An mmdet detector of an ``RPNHead`` and a
+        model (nn.Module): An mmdet detector with an ``RPNHead`` and a
             ``StandardRoIHead``.
         input_size (tuple[int, int]): Height and width of the input.
 
     Raises:
-        UserError: If the detector has parts of another kind.
+        UserError: If the detector has other parts, or its ``test_cfg`` has
+            another NMS than ``type='nms'``.
     """
 
-    predicts = True  # what the toolbox predicts, not features
+    predicts = True  # the outputs are the toolbox's predictions
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int]):
         super().__init__()
         _check_parts(model)
-        # A batch norm asks whether its input is empty, which an exporter
-        # cannot say of a number of regions.
+        # A batch norm checks whether its input is empty, which an exporter
+        # cannot decide for a dynamic number of regions.
         self.model = fuse_conv_bn(copy.deepcopy(model))
         self.input_size = tuple(input_size)
         roi_head = self.model.roi_head
@@ -49,7 +50,7 @@ class TwoStageDetector(nn.Module):
             ('masks', ) if self.with_mask else ())
 
     def settings(self) -> dict[str, object]:
-        """What the file's metadata say of the outputs."""
+        """The metadata of the file that describe the outputs."""
         settings = dict(
             outputs=list(self.output_names),
             box_format=BOX_FORMAT,
@@ -73,9 +74,10 @@ class TwoStageDetector(nn.Module):
             images (Tensor): One normalized image, (1, C, H, W).
 
         Returns:
-            tuple[Tensor]: Boxes (D, 4), scores (D, ) and labels (D, ), in
-            descending order of the score, and, of Mask R-CNN, the
-            probabilities of masks (D, 28, 28) over the boxes.
+            tuple[Tensor]: Boxes (D, 4), as x1, y1, x2, y2 in pixels of the
+            input, scores (D, ) and labels (D, ), in descending order of the
+            score. For Mask R-CNN also masks over the boxes, as probabilities,
+            (D, h, w), by default 28 x 28.
         """
         feats = self.model.extract_feat(images)
         boxes, scores, _, levels = self.rpn(feats)
@@ -87,8 +89,8 @@ class TwoStageDetector(nn.Module):
 
     def _detect(self, feats, proposals: Tensor) -> tuple[Tensor, ...]:
         head = self.model.roi_head.bbox_head
-        # A constant number, the last of which are empty: the heads and the
-        # coder ask Python whether there are any.
+        # Padded with empty proposals to a constant number: the heads and the
+        # coder have Python branches on whether there are any.
         limit = self.rpn_nms.max_per_img
         real = torch.ones_like(proposals[:, 0])
         real = F.pad(real, (0, limit))[:limit] > 0
@@ -102,7 +104,7 @@ class TwoStageDetector(nn.Module):
             scores = cls_score.softmax(-1)
         num_classes = head.num_classes
         scores = scores[:, :num_classes]
-        # A box for each class, or one for all of them.
+        # The head predicts a box for each class, or one for all classes.
         size = head.bbox_coder.encode_size
         per_roi = 1 if head.reg_class_agnostic else num_classes
         rois = proposals[:, None].expand(-1, per_roi, -1).reshape(-1, 4)
@@ -123,7 +125,7 @@ class TwoStageDetector(nn.Module):
         extractor = roi_head.mask_roi_extractor
         masks = roi_head.mask_head(extract_rois(extractor, feats, boxes))
         if not roi_head.mask_head.class_agnostic:
-            # Each detection's own class.
+            # The mask of each detection's class.
             index = labels[:, None, None, None].expand(
                 -1, 1, *masks.shape[2:])
             masks = masks.gather(1, index)
@@ -150,7 +152,8 @@ def _check_parts(model: nn.Module) -> None:
             wanted.append((roi_head.mask_head, FCNMaskHead))
     wanted += [(x, SingleRoIExtractor) for x in extractors]
     for part, kind in wanted:
-        # Heads are derived with other layers; the rest, to compute otherwise.
+        # Subclasses of these heads differ in their layers only. Subclasses of
+        # the other parts compute something else.
         fits = (isinstance(part, kind) if kind in (BBoxHead, FCNMaskHead) else
                 type(part) is kind)
         if not fits:
@@ -167,15 +170,15 @@ def _check_parts(model: nn.Module) -> None:
 
 
 def extract_rois(extractor: nn.Module, feats, boxes: Tensor) -> Tensor:
-    """What a ``SingleRoIExtractor`` gives for the boxes of one image.
+    """The outputs of a ``SingleRoIExtractor`` for the boxes of one image.
 
     Args:
         extractor (nn.Module): The extractor.
         feats (Sequence[Tensor]): Feature maps, each (1, C, H_i, W_i).
-        boxes (Tensor): (K, 4).
+        boxes (Tensor): x1, y1, x2, y2 in pixels of the input, (K, 4).
 
     Returns:
-        Tensor: (K, C, h, w), each box from the level of its size.
+        Tensor: (K, C, h, w), each box pooled from the level for its size.
     """
     rois = F.pad(boxes, (1, 0))
     feats = feats[:extractor.num_inputs]

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Whether an exported file, run in its own runtime, has PyTorch's outputs."""
+"""Compare the outputs of an exported file, in its runtime, with PyTorch's."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ..reparam.verify import OutputComparison
 from ..utils.errors import UserError
 
-# Share of the samples whose predictions must be the same, and the maximum
-# relative error of what is rounded.
+# Minimum share of the samples with the same top-1 class, and the maximum
+# allowed relative error in lower precision.
 MIN_AGREEMENT = dict(fp32=0.99, bf16=0.98, int8=0.9)
 ROUNDING = dict(bf16=0.1, int8=0.5)
 
@@ -20,6 +20,8 @@ class Verification:
     """How the outputs of an exported file compare with PyTorch's.
 
     Attributes:
+        samples (int): How many samples were compared.
+        random (bool): Whether they are random images.
         outputs (OutputComparison): The output tensors, sample by sample.
         agreement (float, optional): Share of the samples with the same top-1
             class; None where the outputs are feature maps.
@@ -56,20 +58,19 @@ def verify(reference: nn.Module,
            random: bool = False,
            dynamic_batch: bool = False,
            dynamic_size: bool = False) -> Verification:
-    """Compare an exported file with the network before it was merged.
+    """Compare an exported file with the network as it was before merging.
 
-    In fp32 every output tensor of every sample must be the same up to
-    ``tol``. bf16 and int8 round: the relative error is at most
-    :data:`ROUNDING`, and on real samples a classifier's predictions must
-    agree for :data:`MIN_AGREEMENT` of them and its accuracy may drop by
-    ``max_drop``.
+    The relative error of every output tensor of every sample is at most
+    ``tol`` in fp32 and :data:`ROUNDING` in bf16 and int8. On real samples a
+    classifier's top-1 class must be the same for :data:`MIN_AGREEMENT` of
+    them, and in bf16 and int8 its accuracy may drop by ``max_drop``.
 
     Args:
         reference (Network): The network in PyTorch, in eval mode.
         run (Callable): The opened file, from (N, C, H, W) to a list.
         inputs (Sequence[Tensor]): Samples, each (1, C, H, W).
-        labels (Sequence[int | None]): Of each sample.
-        precision (str): Of the file. Defaults to 'fp32'.
+        labels (Sequence[int | None]): The label of each sample, or None.
+        precision (str): The file's precision. Defaults to 'fp32'.
         tol (float): The maximum allowed relative error in fp32, as
             ||output - reference|| / ||reference||. Defaults to 1e-4.
         max_drop (float): The maximum allowed drop of the accuracy in bf16 and
@@ -82,11 +83,11 @@ def verify(reference: nn.Module,
             well. Defaults to False.
 
     Returns:
-        Verification: What was found.
+        Verification: The errors, the agreement and the accuracy.
 
     Raises:
-        UserError: If the outputs differ by more, or nothing could be
-            compared.
+        UserError: If the outputs differ by more, or there was nothing to
+            compare.
     """
     outputs = OutputComparison(ROUNDING.get(precision, tol))
     found = Verification(len(inputs), random, outputs)

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Run an exported detector or segmentor, and the toolbox's beside it."""
+"""Compare an exported detector or segmentor with the toolbox's."""
 import copy
 import io
 import logging
@@ -13,6 +13,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ..reparam.verify import OutputComparison
 from ..utils.building import missing_data, scope_of
@@ -20,16 +21,26 @@ from ..utils.errors import UserError
 from .predictions import PredictionComparison
 from .segmentors import Segmentor
 
-Runner = Callable[[Tensor], list[Tensor]]
+Run = Callable[[Tensor], list[Tensor]]
 
 
 def check_predicting(cfg: Config, network: nn.Module, format: str,
                      precision: str, samples: int, dynamic_batch: bool,
                      dynamic_size: bool) -> None:
-    """Refuse what a whole detector or segmentor cannot be exported as.
+    """Refuse options with which a detector or segmentor cannot be exported.
+
+    Args:
+        cfg (Config): The config of the model.
+        network (nn.Module): What is to be exported.
+        format (str): 'onnx' and 'openvino' are possible.
+        precision (str): 'fp32', 'bf16' or 'int8'.
+        samples (int): Maximum number of samples to compare on.
+        dynamic_batch (bool): Not possible for a detector.
+        dynamic_size (bool): Not possible for a detector.
 
     Raises:
-        UserError: Saying what, and what to do instead.
+        UserError: If the network cannot be exported so, or the samples in
+            bf16 or int8 are not the whole validation set.
     """
     if format not in ('onnx', 'openvino'):
         raise UserError(f'a whole {type(network.model).__name__} is exported '
@@ -41,17 +52,17 @@ def check_predicting(cfg: Config, network: nn.Module, format: str,
             'out --dynamic-batch and --dynamic-size')
     if precision == 'fp32':
         return
-    size = _dataset_size(cfg)
-    if size is not None and samples < size:
+    dataset = _val_dataset(cfg)
+    if dataset is not None and samples < len(dataset):
         raise UserError(f'{precision} is judged by the metrics of the whole '
-                        f'validation set: take --samples {size}')
+                        f'validation set: take --samples {len(dataset)}')
 
 
 @torch.no_grad()
 def compare_predictions(cfg: Config,
                         model: nn.Module,
                         network: nn.Module,
-                        run: Runner,
+                        run: Run,
                         batches: Sequence[dict],
                         precision: str = 'fp32',
                         tol: float = 1e-4,
@@ -59,22 +70,22 @@ def compare_predictions(cfg: Config,
                         random: bool = False,
                         dynamic_batch: bool = False,
                         dynamic_size: bool = False) -> PredictionComparison:
-    """Compare what an exported file predicts with what the toolbox does.
+    """Compare the predictions of an exported file with the toolbox's.
 
     Args:
         cfg (Config): The config of the model.
         model (nn.Module): The toolbox's model, in eval mode, in any form.
-        network (nn.Module): What was exported of it, a
+        network (nn.Module): The network that was exported, a
             :class:`DenseDetector`, a :class:`TwoStageDetector` or a
             :class:`Segmentor`.
         run (Callable): The exported file, opened.
         batches (Sequence[dict]): Validation batches, as the data loader gives
             them.
-        precision (str): Of the file. Defaults to 'fp32'.
+        precision (str): The file's precision. Defaults to 'fp32'.
         tol (float): The maximum allowed relative error of a segmentor's
             logits in fp32. Defaults to 1e-4.
         max_drop (float): The maximum allowed drop of AP or mIoU in bf16 and
-            int8, in points. Defaults to 1.0.
+            int8, in percentage points. Defaults to 1.0.
         random (bool): Whether the batches are random images.
             Defaults to False.
         dynamic_batch (bool): Whether to compare a segmentor on a batch of
@@ -86,10 +97,11 @@ def compare_predictions(cfg: Config,
         PredictionComparison: The differences, and the metrics of both.
 
     Raises:
-        UserError: If the predictions differ, or there are none.
+        UserError: If the predictions differ by more, or there are none.
     """
     comparison = PredictionComparison(OutputComparison(tol), random)
-    evaluators = None if random else _evaluators(cfg)
+    dataset = None if random else _val_dataset(cfg)
+    evaluators = [] if dataset is None else _evaluators(cfg, dataset)
     add = _add_labels if isinstance(network, Segmentor) else _add_boxes
     with scope_of(cfg):
         for batch in batches:
@@ -110,7 +122,7 @@ def compare_predictions(cfg: Config,
         if dynamic_batch or dynamic_size:
             _compare_other_shapes(comparison, Segmentor(model), run, x,
                                   dynamic_batch, dynamic_size)
-        if evaluators and comparison.samples == _dataset_size(cfg):
+        if evaluators and comparison.samples == len(dataset):
             before, after = _evaluate(evaluators, comparison.samples)
             comparison.metrics = {k: (before[k], after[k]) for k in before}
     comparison.check(precision, max_drop)
@@ -146,13 +158,13 @@ def fit(x: Tensor, network: nn.Module) -> Tensor | None:
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int],
                 threshold: float) -> Tensor:
-    """Masks over an image of masks over boxes.
+    """Resize masks over boxes to masks over the image.
 
     Args:
         masks (Tensor): Probabilities over each box, (D, h, w).
         boxes (Tensor): x1, y1, x2, y2 in pixels of the image, (D, 4).
         size (tuple[int, int]): Height and width of the image.
-        threshold (float): From which probability on a pixel belongs.
+        threshold (float): The lowest probability inside of a mask.
 
     Returns:
         Tensor: (D, height, width), bool.
@@ -171,7 +183,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int],
 
 
 def _at_input_size(sample, x: Tensor):
-    """A sample without annotations that is as large as the input."""
+    """A data sample without annotations, of the size of the input."""
     size = tuple(x.shape[2:])
     return type(sample)(
         metainfo=dict(
@@ -198,7 +210,7 @@ def _add_boxes(comparison, model, network, run, x, sample):
         found.masks = paste(found.bboxes, x.shape[2:])
     comparison.add_detections(reference.pred_instances, found)
 
-    # Back to the image as it was before the pipeline.
+    # Rescaled to the image before the pipeline, as evaluation needs it.
     scaled = found.clone()
     height, width = sample.ori_shape[:2]
     scale = found.bboxes.new_tensor(sample.get('scale_factor', (1, 1)))
@@ -215,7 +227,7 @@ def _add_boxes(comparison, model, network, run, x, sample):
 def _add_labels(comparison, model, network, run, x, sample):
     reference, = model.predict(x, [_at_input_size(sample, x)])
     outputs = dict(zip(network.output_names, run(x)))
-    # The toolbox's are without the batch dimension.
+    # The toolbox's logits have no batch dimension.
     comparison.logits.add('logits', reference.seg_logits.data[None],
                           outputs['logits'])
     comparison.add_labels(reference.pred_sem_seg.data,
@@ -225,7 +237,7 @@ def _add_labels(comparison, model, network, run, x, sample):
 
 
 def _evaluate(evaluators: list[Evaluator], size: int) -> list[dict]:
-    # Their own tables would bury the report.
+    # The tables that they print and log are left out.
     logging.disable(logging.INFO)
     try:
         with redirect_stdout(io.StringIO()):
@@ -234,21 +246,19 @@ def _evaluate(evaluators: list[Evaluator], size: int) -> list[dict]:
         logging.disable(logging.NOTSET)
 
 
-def _dataset_size(cfg: Config) -> int | None:
+def _val_dataset(cfg: Config) -> Dataset | None:
+    """The validation set; None where there is no data or no evaluator."""
     loader = cfg.get('val_dataloader')
     if not cfg.get('val_evaluator') or not loader or missing_data(
             loader.dataset):
         return None
     with scope_of(cfg):
-        return len(DATASETS.build(copy.deepcopy(loader.dataset)))
+        return DATASETS.build(copy.deepcopy(loader.dataset))
 
 
-def _evaluators(cfg: Config) -> list[Evaluator] | None:
-    """Two of the config's evaluators; None where it has no data."""
-    if _dataset_size(cfg) is None:
-        return None
+def _evaluators(cfg: Config, dataset: Dataset) -> list[Evaluator]:
+    """Two of the config's evaluators, for a data set."""
     with scope_of(cfg):
-        dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
         evaluators = [
             Evaluator(copy.deepcopy(cfg.val_evaluator)) for _ in range(2)
         ]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -233,9 +233,7 @@ def random_batches(cfg: Config, samples: int) -> list[dict]:
         same call returns the same images.
     """
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = loader.get('dataset', {})
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = unwrap_dataset(loader.get('dataset') or {})
     # There are no files of images and no annotations to load.
     transforms = [
         t for t in dataset.get('pipeline', [])
@@ -261,6 +259,40 @@ def random_batches(cfg: Config, samples: int) -> list[dict]:
                     ori_shape=image.shape[:2]))
             batches.append(pseudo_collate([results]))
     return batches
+
+
+def unwrap_dataset(dataset: dict) -> dict:
+    """The config of a data set without its wrappers, as RepeatDataset."""
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def class_names(cfg: Config, meta: dict) -> list[str]:
+    """The names of the classes that a network predicts.
+
+    Args:
+        cfg (Config): Its config.
+        meta (dict): The ``meta`` of its checkpoint.
+
+    Returns:
+        list[str]: Those of the checkpoint, else of the config's data sets;
+        empty where neither names them.
+    """
+    trained = meta.get('dataset_meta') or meta
+    names = trained.get('classes') or trained.get('CLASSES')
+    for split in ('val', 'test', 'train'):
+        loader = cfg.get(f'{split}_dataloader') or {}
+        dataset = unwrap_dataset(loader.get('dataset') or {})
+        if names or not dataset:
+            continue
+        kind = dataset.get('type')
+        if isinstance(kind, str):  # not the class itself, as in new configs
+            with scope_of(cfg):
+                kind = DATASETS.get(kind)
+        names = (dataset.get('metainfo') or {}).get('classes') or (
+            getattr(kind, 'METAINFO', {}).get('classes'))
+    return [str(name) for name in names or ()]
 
 
 def image_channels(cfg: Config) -> int:

@@ -2,8 +2,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Train a grid of small networks and compare them with the paper.
 
-Writes NAME.md, NAME.json and NAME.png. Runs that are finished are kept: a
-grid that was broken off goes on where it was.
+Writes NAME.md, NAME.json and NAME.png. Finished runs are kept, so a grid that
+was interrupted continues where it stopped.
 """
 import argparse
 from pathlib import Path
@@ -14,21 +14,24 @@ from report import make_table, write_report
 from mmvanilla.utils.errors import UserError, exit_on_user_error
 
 GRIDS = Path(__file__).resolve().parent / 'configs'
+NAMES = ', '.join(sorted(path.stem for path in GRIDS.glob('*.py')))
 
 
 def parse_args() -> argparse.Namespace:
-    names = ', '.join(sorted(path.stem for path in GRIDS.glob('*.py')))
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'name', help=f'a grid ({names}) or the file of another')
+        'name', help=f'a grid ({NAMES}) or the file of another')
     parser.add_argument(
-        '--seeds', type=int, default=3, help='runs of each; defaults to 3')
+        '--seeds',
+        type=int,
+        default=3,
+        help='runs of each row, one for each seed; defaults to 3')
     parser.add_argument(
         '--epochs',
         type=int,
-        help='how long each run trains; defaults to what the grid says')
+        help='epochs of each run; defaults to those of the grid')
     parser.add_argument(
         '--out',
         default='work_dirs/ablation',
@@ -36,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--workers',
         type=int,
-        help='runs at a time; defaults to the number of cores')
+        help='runs at the same time; defaults to the number of cores')
     return parser.parse_args()
 
 
@@ -47,9 +50,8 @@ def main() -> None:
     if path.suffix != '.py':
         path = GRIDS / f'{args.name}.py'
         if not path.exists():
-            names = ', '.join(sorted(p.stem for p in GRIDS.glob('*.py')))
             raise UserError(f'there is no grid "{args.name}": take one of '
-                            f'{names}, or the file of another')
+                            f'{NAMES}, or the file of another')
     ablation = run_ablation(path, args.out, args.seeds, args.epochs,
                             args.workers)
     paths = write_report(ablation, args.out)

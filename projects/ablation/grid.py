@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Train a grid of networks that differ in one thing, several times each."""
+"""Train a grid of networks that differ in one setting, with several seeds."""
 import copy
 import hashlib
 import inspect
@@ -27,22 +27,22 @@ from mmvanilla.utils.errors import UserError
 from mmvanilla.utils.files import check_output, replace_atomically
 
 METRIC = 'accuracy/top1'
-# What of a config makes a run.
+# The keys of a config that are used for a run.
 USED = set(inspect.signature(Runner).parameters) | {'custom_imports'}
-# What a config counts in epochs, besides the length of training itself.
+# Settings that count epochs, besides the length of training.
 IN_EPOCHS = ('decay_epochs', 'T_max', 'begin', 'end')
 
 
 @dataclass
 class Row:
-    """One setting of a grid and what its runs reached.
+    """One setting of a grid and the results of its runs.
 
     Attributes:
         group (str): The network, where a grid has several; else ''.
         name (str): The setting.
         paper (float | None): The paper's accuracy on ImageNet, in percent.
-        accuracies (list[float]): That of each seed, in percent.
-        seconds (list[float]): How long each took to train and test.
+        accuracies (list[float]): Accuracy of each seed, in percent.
+        seconds (list[float]): Time of each seed for training and testing.
     """
 
     group: str
@@ -71,11 +71,11 @@ class Ablation:
     Attributes:
         name (str): The name of the grid's file.
         title (str): What it compares.
-        epochs (int): How long each run trained.
-        seeds (int): How many runs each row has.
-        rows (list[Row]): The settings; the first of each group is what the
-            others of it are compared with.
-        versions (dict[str, str]): Of mmvanilla and torch.
+        epochs (int): Epochs of each run.
+        seeds (int): Number of runs of each row.
+        rows (list[Row]): The settings. The others of a group are compared
+            with its first.
+        versions (dict[str, str]): Versions of mmvanilla and torch.
     """
 
     name: str
@@ -99,31 +99,30 @@ def run_ablation(grid: str | Path,
                  seeds: int = 3,
                  epochs: int | None = None,
                  workers: int | None = None) -> Ablation:
-    """Train what is not trained yet, each run in a process of one thread.
+    """Train the runs that are not finished, each in a process of one thread.
 
-    A run that is finished leaves ``out/runs/GRID/ROW/seed-S.json``. It is
-    kept as long as its config is the same, so a grid that was broken off, or
-    has got another row or seed, goes on from there.
+    A finished run writes ``out/runs/GRID/ROW/seed-S.json``. It is kept as
+    long as its config and the versions are the same. So a grid that was
+    interrupted, or has another row or seed now, trains only what is missing.
 
     Args:
         grid (str): A config with a ``grid`` of ``title`` and ``rows``. A row
             has a ``name``, a ``change`` to merge into the config, and may
             have a ``group`` and the ``paper``'s figure.
-        out (str): The folder for results; made if it is not there.
+        out (str): The folder for results; created if it does not exist.
         seeds (int): Runs of each row. Defaults to 3.
-        epochs (int, optional): How long to train. The decay of lambda and the
-            learning rate's schedule become longer or shorter alike. Defaults
-            to None: what the config says.
-        workers (int, optional): Runs at a time. Defaults to None: one for
-            each core that this process may use.
+        epochs (int, optional): Epochs of each run. The decay of lambda and the
+            learning rate's schedule are scaled with it. Defaults to None: as
+            the config says.
+        workers (int, optional): Runs at the same time. Defaults to None: one
+            for each core that this process may use.
 
     Returns:
         Ablation: The results.
 
     Raises:
-        UserError: If ``grid`` is not one, a number is not positive, ``out``
-            cannot be written, or a run fails. Those that are finished are
-            kept.
+        UserError: If ``grid`` has no valid grid, a number is not positive,
+            ``out`` cannot be written, or a run fails. Finished runs are kept.
     """
     grid, out = Path(grid), Path(out)
     cfg = read_config(str(grid))
@@ -162,14 +161,13 @@ def run_config(cfg: Config, change: dict, epochs: int, seed: int) -> Config:
 
     Args:
         cfg (Config): The grid.
-        change (dict): What a row changes in it.
-        epochs (int): How long to train; what else counts in epochs becomes
-            longer or shorter alike.
+        change (dict): The ``change`` of a row.
+        epochs (int): Epochs of the run; :data:`IN_EPOCHS` are scaled with it.
         seed (int): The seed.
     """
     cfg = copy.deepcopy(cfg)
     cfg.merge_from_dict(copy.deepcopy(change))
-    # The grid and what else its file names are no part of this run.
+    # The grid and other variables of its file are not part of a run.
     for key in set(cfg) - USED:
         cfg.pop(key)
     ratio = epochs / cfg.train_cfg.max_epochs
@@ -198,7 +196,7 @@ def _check_grid(cfg: Config) -> dict:
                             f'change: {dict(row)}')
     slugs = [_slug(Row(r.get('group', ''), r['name'])) for r in grid['rows']]
     if len(set(slugs)) < len(slugs) or not slugs:
-        raise UserError(f'the rows of {cfg.filename} must be some, of '
+        raise UserError(f'the rows of {cfg.filename} must be one or more, of '
                         'different names')
     return grid
 
@@ -248,7 +246,7 @@ def _train_all(waiting: dict, results: dict, rows: list[Row],
     if not waiting:
         return
     bar = ProgressBar(len(waiting))
-    # Not forked: torch's threads do not survive it.
+    # Not forked, since torch's threads do not work in a forked process.
     pool = ProcessPoolExecutor(
         min(workers, len(waiting)),
         multiprocessing.get_context('spawn'),
@@ -278,7 +276,7 @@ def _train_all(waiting: dict, results: dict, rows: list[Row],
 
 
 def _start_worker() -> None:
-    """Be silent, take one core, and do not outlive the process that waits."""
+    """Use one thread, print nothing, and exit when the parent process ends."""
     torch.set_num_threads(1)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, sys.stdout.fileno())
@@ -296,7 +294,7 @@ def _train_one(content: dict, path: str, digest: str) -> dict:
     cfg = Config(content)
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
-    # mmengine tells runners of one process apart by this name.
+    # mmengine distinguishes the runners of one process by this name.
     cfg.experiment_name = f'{path.parent.name}-{path.stem}-{time.time_ns()}'
     start = time.perf_counter()
     runner = Runner.from_cfg(cfg)

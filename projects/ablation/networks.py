@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Networks that only experiments need; importing this registers them."""
+"""Networks for the experiments; importing this module registers them."""
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -16,9 +16,10 @@ from mmvanilla.models.backbones.vanillanet import (
 
 @MODELS.register_module()
 class PlainNet(BaseBackbone):
-    """VanillaNet without its two ideas: convolution, norm, pooling, ReLU.
+    """VanillaNet without deep training and series activations.
 
-    ``WithDeepTraining`` adds either idea, or both.
+    Each stage is a convolution, a norm, a pooling and a ReLU.
+    ``WithDeepTraining`` adds either technique, or both.
 
     Args:
         dims (Sequence[int]): Channels of the stem, then of each stage.
@@ -52,7 +53,7 @@ class PlainNet(BaseBackbone):
         ])
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """(N, in_channels, H, W) -> one map of the last stage."""
+        """(N, in_channels, H, W) -> the last stage's map, in a tuple."""
         return (self.stages(self.stem(x)), )
 
 
@@ -77,7 +78,7 @@ class NarrowAlexNet(BaseBackbone):
                  init_cfg: dict | Sequence[dict] | None = dict(
                      type='Kaiming', layer=['Conv2d'])) -> None:
         super().__init__(init_cfg=init_cfg)
-        # 256, 384 and 4096 of 96.
+        # 256, 384 and 4096 in the original, where width is 96.
         wide, wider, hidden = (
             round(width * ratio / 3) for ratio in (8, 12, 128))
         self.features = nn.Sequential(
@@ -99,13 +100,13 @@ class NarrowAlexNet(BaseBackbone):
 class ShortcutStage(VanillaStage):
     """A stage of VanillaNet with a shortcut around its convolution.
 
-    The shortcut has no weights (He et al., arXiv 1512.03385, option A): it
-    is pooled as the stage is, and has zeros in the channels that are new.
+    The shortcut has no weights (He et al., arXiv 1512.03385, option A): it is
+    pooled as the stage is, and padded with zeros in the added channels.
 
     Args:
         stage (VanillaStage): The stage.
-        place (str): 'before' adds the shortcut before the activation, 'after'
-            behind it.
+        place (str): Whether the shortcut is added 'before' or 'after' the
+            activation.
     """
 
     def __init__(self, stage: VanillaStage, place: str) -> None:
@@ -126,14 +127,15 @@ class ShortcutStage(VanillaStage):
 
 @MODELS.register_module()
 class ShortcutVanillaNet(VanillaNet):
-    """VanillaNet with a shortcut around each stage, to show it needs none.
+    """VanillaNet with a shortcut around each stage, for comparison.
 
     Args:
         shortcut (str): 'before' or 'after' the activation.
         **kwargs: Arguments of :class:`VanillaNet`.
 
     Raises:
-        ValueError: If ``shortcut`` is neither, or a stage narrows.
+        ValueError: If ``shortcut`` is neither, or a stage has fewer channels
+            than the one before it.
     """
 
     def __init__(self, shortcut: str, **kwargs) -> None:

@@ -1,10 +1,10 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""An ablation as a table and as a plot, beside the paper's figures."""
+"""An ablation as a table and as a plot, with the paper's figures."""
 from pathlib import Path
 
 from grid import Ablation, Row
 
-from mmvanilla.utils.files import check_output, replace_atomically
+from mmvanilla.utils.files import check_output, replace_together
 from mmvanilla.utils.tables import markdown_table
 
 
@@ -15,28 +15,26 @@ def write_report(ablation: Ablation, out: str | Path) -> list[Path]:
         list[Path]: The three files.
 
     Raises:
-        UserError: If they cannot be written; none is then changed.
+        UserError: If they cannot be written. Then none is changed.
     """
     paths = [
         Path(out) / f'{ablation.name}.{kind}' for kind in ('md', 'json', 'png')
     ]
     for path in paths:
         check_output(path, force=True)
-    table, data, image = paths
-    with replace_atomically(table) as a, replace_atomically(
-            data) as b, replace_atomically(image) as c:
-        a.write_text(make_table(ablation) + '\n')
-        b.write_text(ablation.to_json())
-        plot(ablation, c)
+    with replace_together(paths) as (table, data, image):
+        table.write_text(make_table(ablation) + '\n')
+        data.write_text(ablation.to_json())
+        plot(ablation, image)
     return paths
 
 
 def make_table(ablation: Ablation) -> str:
     """The results in Markdown.
 
-    Each row has its accuracy in percent, mean and standard deviation over the
-    seeds, and how far it lies from the first row of its group; then the same
-    of the paper, where it has a figure.
+    Each row has the mean and standard deviation over the seeds of its accuracy
+    in percent, and the gain over the first row of its group; then the same
+    for the paper's accuracy, where there is one.
     """
     has_groups = any(row.group for row in ablation.rows)
     has_paper = any(row.paper is not None for row in ablation.rows)
@@ -65,7 +63,12 @@ def make_table(ablation: Ablation) -> str:
 
 
 def plot(ablation: Ablation, path: Path) -> None:
-    """Draw our figures, mean and deviation, and below them the paper's."""
+    """Plot mean and standard deviation, and below them the paper's figures.
+
+    Args:
+        ablation (Ablation): The results.
+        path (Path): The PNG file to write.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     groups = _groups(ablation)

@@ -6,6 +6,7 @@ from torch import nn
 
 from mmvanilla.engine import VanillaNetLayerDecayConstructor
 from mmvanilla.models import VanillaNet
+from mmvanilla.utils.errors import UserError
 
 # facts of the paper's code: two stages a layer, six layers in VanillaNet-13.
 LAYER_OF_STAGE = {
@@ -150,15 +151,15 @@ def test_step_sizes_differ():
     (dict(decay_rate=0.6, num_layers=0), 'num_layers must be positive'),
 ])
 def test_refuses(paramwise, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         build_optim_wrapper(model_of([1]), wrapper_cfg(**paramwise))
 
 
 def test_refuses_other_models():
     model = nn.Module()
     model.backbone = nn.Conv2d(1, 1, 1)
-    with pytest.raises(TypeError, match='Conv2d'):
+    with pytest.raises(UserError, match='Conv2d'):
         build_optim_wrapper(model, wrapper_cfg(decay_rate=0.6))
-    with pytest.raises(ValueError, match='lr'):
+    with pytest.raises(UserError, match='lr'):
         VanillaNetLayerDecayConstructor(
             dict(optimizer=dict(type='SGD')), dict(decay_rate=0.6))

@@ -18,21 +18,21 @@ from ..random_state import get_random_state, set_random_state
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, for runs that may be killed.
 
-    - A checkpoint, ``last_checkpoint`` and the best checkpoint appear whole
-      or not at all, and what they replace is deleted after them.
-    - A checkpoint keeps the random state of each rank, and resuming restores
-      it. Validation does not touch it. With :class:`DataLoadingHook` a
-      resumed run is bit-identical to an undisturbed one.
-    - Where a run was stopped between a checkpoint and the validation that
-      belongs to it, resuming validates first.
-    - In a work dir that was copied, the copy's files are meant, not those
-      at the old place.
+    - A checkpoint, ``last_checkpoint`` and the best checkpoint are written
+      whole or not at all. The files that they replace are deleted afterwards.
+    - A checkpoint holds the random state of each rank, and resuming restores
+      it. Validation leaves it as it was. With :class:`DataLoadingHook` a
+      resumed run is bit-identical to an uninterrupted one.
+    - If a run was stopped between a checkpoint and the validation that
+      follows it, resuming validates first.
+    - Resuming in a copy of a work dir uses the checkpoints of the copy, not
+      those of the original.
 
-    Args are those of ``CheckpointHook``.
+    The arguments are those of ``CheckpointHook``.
 
     Raises:
-        UserError: If a file cannot be written, as on a full disk; says how
-            much room it needs. Earlier checkpoints are untouched.
+        UserError: If a file cannot be written, for example on a full disk;
+            names the space that is needed. Earlier checkpoints are untouched.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -46,12 +46,12 @@ class AtomicCheckpointHook(CheckpointHook):
         self._validated = True
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Note what a resumed run starts from."""
+        """Read the random states of a resumed run."""
         self._restore = checkpoint.get('random_states', [])
         self._validated = checkpoint.get('validated', True)
 
     def before_train(self, runner) -> None:
-        """Find the files, and finish what was interrupted."""
+        """Find the files of a resumed run and validate, where that is due."""
         resumed = runner._resume and runner.iter > 0
         if resumed:
             self._use_own_folder(runner)
@@ -84,11 +84,11 @@ class AtomicCheckpointHook(CheckpointHook):
             self._restore = []
 
     def before_val_epoch(self, runner) -> None:
-        """Keep the random state that training goes on with."""
+        """Keep the random state, which validation may change."""
         self._before_val = get_random_state()
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        """Restore it, and save the best checkpoint."""
+        """Restore the random state and save the best checkpoint."""
         set_random_state(self._before_val)
         if self._restore and get_rank() < len(self._restore):
             set_random_state(self._restore[get_rank()])
@@ -96,13 +96,13 @@ class AtomicCheckpointHook(CheckpointHook):
         super().after_val_epoch(runner, metrics)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Add what resuming needs."""
+        """Add the random states, and whether validation was done."""
         if 'optimizer' in checkpoint:
             checkpoint['random_states'] = self._random_states
             checkpoint['validated'] = self._validated
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        # As in mmengine, but for the order: what is obsolete goes last.
+        # As in mmengine, except that obsolete files are removed last.
         hub = runner.message_hub
         obsolete = [osp.basename(path) for path in self._replaced
                     if path not in self._best_paths()]
@@ -116,7 +116,7 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         hub.update_info('last_ckpt', self.last_ckpt)
-        # A run that is killed before they are removed does so when resumed.
+        # Where a run is killed before that, resuming removes them.
         hub.update_info('obsolete_ckpts', obsolete)
         self._random_states = all_gather_object(get_random_state())
         runner.save_checkpoint(
@@ -136,7 +136,8 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner, metrics) -> None:
         if not self.save_best:
             return
-        # mmengine deletes the files that it knows of before it writes.
+        # mmengine deletes the old files before it writes; without their paths
+        # it deletes none.
         single = len(self.key_indicators) == 1
         name = 'best_ckpt_path' if single else 'best_ckpt_path_dict'
         before = getattr(self, name)
@@ -175,17 +176,18 @@ class AtomicCheckpointHook(CheckpointHook):
                 self.file_backend.rmtree(path)
 
     def _use_own_folder(self, runner) -> None:
-        """Drop what a checkpoint says of files that are elsewhere now."""
+        """Change the paths in a resumed checkpoint to this work dir."""
         if self.out_dir is not None:
             return
         info = runner.message_hub.runtime_info
         for key in [k for k in info
                     if k == 'last_ckpt' or k.startswith('best_ckpt')]:
-            path = osp.join(runner.work_dir, osp.basename(info[key] or ''))
-            if osp.exists(path):
+            name = osp.basename(info[key] or '')
+            path = osp.join(runner.work_dir, name)
+            if name and osp.exists(path):
                 runner.message_hub.update_info(key, path)
             else:
-                # The next evaluation then makes a best one again.
+                # The next validation then saves a best checkpoint again.
                 info.pop(key)
                 info.pop(key.replace('best_ckpt', 'best_score'), None)
 
@@ -202,7 +204,7 @@ def _validation_is_due(runner) -> bool:
 
 
 class AtomicBackend(LocalBackend):
-    """mmengine's local files, written whole or not at all."""
+    """mmengine's backend for local files, which writes them atomically."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes."""

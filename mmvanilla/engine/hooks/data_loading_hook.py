@@ -14,14 +14,14 @@ from ..random_state import seeded
 class DataLoadingHook(Hook):
     """Make random augmentation repeatable, and name unreadable images.
 
-    The random numbers that a training batch is made of depend on the run's
-    seed, the rank, the epoch and the number of the batch, and on nothing
-    else: a resumed run, or one with another number of workers, sees the same
-    images as an undisturbed one. (With mmengine's own seeding, workers that
-    are not persistent repeat the same augmentation in each epoch.)
+    The random numbers of a training batch depend only on the run's seed, the
+    rank, the epoch and the number of the batch. So a resumed run, or one with
+    another number of workers, sees the same images as an uninterrupted one.
+    (With mmengine's own seeding, workers that are not persistent repeat the
+    same augmentation in each epoch.)
 
-    Data sets that are iterated over and not indexed, and those that fetch
-    batches themselves (``__getitems__``), are left alone.
+    Data sets without an index (``IterableDataset``), and those that fetch
+    batches themselves (``__getitems__``), are unchanged.
 
     Raises:
         UserError: While loading, if an image cannot be read; names its path.
@@ -30,23 +30,23 @@ class DataLoadingHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner) -> None:
-        """Take over the fetching of training batches."""
+        """Seed each training batch."""
         loader = runner.train_loop.dataloader
         self.fetch = _install(loader, (runner.seed, get_rank()))
-        # Without its own, an iterator draws its seed from the generator that
-        # the network's dropout uses.
+        # Without a generator of its own, the loader draws its seed from
+        # torch's default one, which the network's dropout uses.
         loader.generator = torch.Generator().manual_seed(runner.seed)
 
     def before_train_epoch(self, runner) -> None:
-        """Tell the workers where training is."""
+        """Give the workers the epoch and the number of its first batch."""
         loop = runner.train_loop
         if self.fetch is None:
             return
         if hasattr(loop, 'run_epoch'):
             self.fetch.start[:] = torch.tensor([runner.epoch, 0])
             return
-        # When a loop of iterations is resumed, batches are skipped unread,
-        # where sampler and mmengine's version can do that, or are read.
+        # A resumed loop of iterations skips batches. It does so without
+        # loading them only where the sampler and mmengine's version can.
         iterator = loop.dataloader_iterator
         unread = hasattr(iterator, 'skip_iter') and (
             loop.dataloader.num_workers == 0
@@ -54,15 +54,17 @@ class DataLoadingHook(Hook):
         self.fetch.start[:] = torch.tensor([0, runner.iter if unread else 0])
 
     def before_val(self, runner) -> None:
-        """Have unreadable images named."""
+        """Name unreadable images in errors."""
         _install(runner.val_loop.dataloader)
 
     def before_test(self, runner) -> None:
-        """Have unreadable images named."""
+        """Name unreadable images in errors."""
         _install(runner.test_loop.dataloader)
 
 
-def _install(loader: DataLoader, seed: tuple | None = None):
+def _install(loader: DataLoader,
+             seed: tuple | None = None) -> '_FetchBatch | None':
+    """Set ``__getitems__`` of a loader's data set; None where it cannot be."""
     dataset = loader.dataset
     found = getattr(dataset, '__getitems__', None)
     if (found is None and not isinstance(dataset, IterableDataset)
@@ -83,7 +85,8 @@ class _FetchBatch:
     def __init__(self, dataset, seed: tuple | None) -> None:
         self.dataset = dataset
         self.seed = seed
-        # Epoch and number of its first batch, shared with the workers.
+        # The epoch and the number of the first batch in it, in memory that
+        # the workers share.
         self.start = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.started = None
 
@@ -93,7 +96,7 @@ class _FetchBatch:
         start = self.start.tolist()
         if start != self.started:
             self.started, self.fetched = start, 0
-        # Batches go to the workers in turn.
+        # The loader gives batches to its workers in turn.
         worker = get_worker_info()
         batch = start[1] + (
             self.fetched if worker is None else
@@ -115,7 +118,7 @@ class _FetchBatch:
     def _unreadable(self, index) -> str | None:
         try:
             path = self.dataset.get_data_info(index)['img_path']
-        except Exception:  # it has no such thing
+        except Exception:  # not a data set of images
             return None
         if '://' in str(path):
             return None

@@ -18,8 +18,8 @@ class DeepTrainingHook(Hook):
     VanillaNet, arXiv 2305.12972, section 3.1: in epoch e of E, lambda is
     e / E, or ``0.5 (1 - cos(pi e / E))``; from epoch E on it is 1 and the
     network can be merged. Lambda is the same on every rank, in the copies of
-    ``EMAHook`` and in the checkpoint, and shows as ``lambda`` in the logs.
-    Pairs whose parameters are all frozen keep the lambda that they have.
+    ``EMAHook`` and in the checkpoint, and is logged as ``lambda``. Pairs whose
+    parameters are all frozen keep their lambda.
 
     In a loop of iterations an epoch is one pass over the data set by all
     ranks together.
@@ -30,7 +30,7 @@ class DeepTrainingHook(Hook):
             loop instead, as ``max_iters`` and iteration-based schedulers
             count them: with gradient accumulation, each micro-batch is one.
             Lambda then changes with each iteration. Exactly one of the two
-            must be given. Defaults to None.
+            must be given, above 0. Defaults to None.
         schedule (str): 'linear' or 'cosine'. Defaults to 'linear'.
         per_iter (bool): Whether lambda changes with each iteration instead
             of each epoch. Defaults to False.
@@ -64,28 +64,28 @@ class DeepTrainingHook(Hook):
         self.per_iter = per_iter or decay_iters is not None
 
     def before_train(self, runner) -> None:
-        """Find the pairs and log what lambda will be."""
+        """Find the pairs; warn where lambda will not reach 1."""
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
         found = find_activations(model)
-        # mmpretrain's vis_scheduler draws the learning rate of a config with
-        # a stand-in for the model.
+        # mmpretrain's vis_scheduler runs the hooks of a config without its
+        # model, to draw the learning rate.
         if not found and runner.cfg.get('model'):
             raise UserError(
                 'DeepTrainingHook found no DeepTrainingActivation: the model '
                 'is in fine-tune or deploy form, or was built without deep '
                 'training, so take DeepTrainingHook out of custom_hooks')
         trained = [not _is_frozen(model, name) for name in found]
-        # An EMA copy is told of lambda by nobody else. Its parameters are
-        # never trained, so the model's own say which are frozen.
+        # Lambda of an EMA copy is set here too. All of its parameters are
+        # frozen, so those of the model tell which pairs are trained.
         models = [model] + [
             hook.ema_model for hook in runner.hooks
             if hasattr(hook, 'ema_model')
         ]
         self.activations = [
             act for m in models
-            for act, moves in zip(find_activations(m).values(), trained)
-            if moves
+            for act, is_trained in zip(find_activations(m).values(), trained)
+            if is_trained
         ]
         if not self.activations:
             runner.logger.warning(
@@ -131,8 +131,8 @@ class DeepTrainingHook(Hook):
         return self._lam_at(runner.iter, runner.epoch)
 
     def _lam_at(self, iteration: int, epoch: int) -> float:
-        # A resumed run may have other iterations to an epoch than before, so
-        # a loop that counts epochs is asked for them.
+        # A resumed run may have another number of iterations in an epoch, so
+        # a loop of epochs counts them itself.
         if not self.by_epoch and self.epoch_length:
             epoch = iteration // self.epoch_length
         if self.decay_iters is not None:

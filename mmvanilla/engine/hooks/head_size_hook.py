@@ -7,13 +7,13 @@ from mmengine.runner import Runner
 
 
 class HeadSizeHook(Hook):
-    """Leave out a loaded classifier's head that is of another size.
+    """Do not load a classifier's head that has another number of classes.
 
-    Training from the weights of a network for other classes keeps the
-    backbone, and the head as it was initialized; a log line says so.
+    Training from the weights of a network for other classes loads the
+    backbone and leaves the head as it was initialized; a log line says so.
     """
 
-    # Before EMAHook copies what was loaded.
+    # Before EMAHook copies the loaded weights.
     priority = 'VERY_HIGH'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -29,7 +29,7 @@ class HeadSizeHook(Hook):
         if runner._resume or head is None or not loaded:
             return
         try:
-            # Of another form, it is merged while it is loaded.
+            # A head of an earlier form is merged while it is loaded.
             copy.deepcopy(head).load_state_dict(loaded)
         except RuntimeError as e:
             if 'size mismatch' not in str(e):

@@ -14,24 +14,24 @@ from ...utils.errors import UserError
 class ReparameterizeHook(Hook):
     """Merge the trained model into its deploy form when training ends.
 
-    Writes ``deploy.pth`` and ``deploy.py``, the config that builds it by
-    itself, into the work dir, after comparing both forms on the validation
-    data.
+    Compares both forms on the validation data and writes ``deploy.pth`` and
+    ``deploy.py``, a config that builds the deploy form, into the work dir.
 
     Args:
-        checkpoint (str): 'best', as ``CheckpointHook(save_best=...)`` kept
-            it, or 'last'. Where the best one was saved before lambda reached
-            1, it cannot be merged, and the last one is taken, with a warning.
+        checkpoint (str): 'best', of ``CheckpointHook(save_best=...)``, or
+            'last'. A best checkpoint that was saved before lambda reached 1
+            cannot be merged; then the last one is merged, with a warning.
             Defaults to 'best'.
         tol (float): Maximum allowed relative error of an output.
             Defaults to 1e-4.
-        samples (int): How many validation samples to compare on.
+        samples (int): How many validation samples to compare on, at most.
             Defaults to 64.
 
     Raises:
         UserError: If ``checkpoint`` is neither; after training, if there is
-            no checkpoint or the merged network's outputs differ. A run that
-            ends before lambda is 1 is not an error: a warning says so.
+            no checkpoint or the merged network's outputs differ. If lambda is
+            below 1 when training ends, nothing is merged and a warning is
+            logged.
 
     Example:
         >>> custom_hooks = [
@@ -83,11 +83,8 @@ class ReparameterizeHook(Hook):
         if self.checkpoint == 'last':
             found = [last]
         else:
-            best: list[str] = [
-                path for key, path in info.items()
-                if key.startswith('best_ckpt')
-            ]
-            found = best + [last]
+            found = [path for key, path in info.items()
+                     if key.startswith('best_ckpt')] + [last]
         found = [path for path in found if path and Path(path).is_file()]
         if not found:
             raise UserError('ReparameterizeHook found no checkpoint in '

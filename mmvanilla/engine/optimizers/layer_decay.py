@@ -4,18 +4,19 @@ from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ...models import VanillaNet
+from ...utils.errors import UserError
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
-    """Layer-wise learning rates for dense prediction, as the authors set.
+    """Layer-wise learning rates for dense prediction, as the authors set them.
 
-    For a detector, a segmentor or any model that holds a
-    :class:`VanillaNet` as ``backbone``. With L layers (``num_layers``) the
-    layer id is 0 for the stem, ``min(i // 2 + 1, L)`` for stage i and L + 1
-    for all that is not of the backbone; the learning rate is multiplied by
-    ``decay_rate ** (L + 1 - id)``. Biases and one-dimensional parameters are
-    not subject to weight decay.
+    For a detector, a segmentor or any model with a :class:`VanillaNet` as its
+    ``backbone``. With L layers (``num_layers``) the layer id is 0 for the
+    stem, ``min(i // 2 + 1, L)`` for stage i, from 0 on, and L + 1 for all
+    parameters outside of the backbone. The learning rate is multiplied by
+    ``decay_rate ** (L + 1 - id)``. Biases and one-dimensional parameters have
+    no weight decay.
 
     (For classification, where each stage is a layer of its own, use
     mmpretrain's ``LearningRateDecayOptimWrapperConstructor``.)
@@ -23,19 +24,19 @@ class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg (dict): Config of the optimizer wrapper; its
             optimizer needs an ``lr``.
-        paramwise_cfg (dict): What this constructor is told:
+        paramwise_cfg (dict): Settings of this constructor:
 
             - ``decay_rate`` (float): The factor between two layers, over 0.
               The authors use 0.6.
-            - ``num_layers`` (int, optional): L. Defaults to two stages a
-              layer, the last alone where they are odd: 6 for VanillaNet-13,
-              which is the authors' value. A smaller L puts the last stages
-              into one layer; a larger one slows the whole backbone down.
+            - ``num_layers`` (int, optional): L. Defaults to half of the
+              number of stages, rounded up: 6 for VanillaNet-13, which is the
+              authors' value. With a smaller L the last stages share a layer;
+              with a larger one the whole backbone learns more slowly.
 
     Raises:
-        ValueError: If ``paramwise_cfg`` holds something else or a value out
-            of range, or the optimizer has no ``lr``.
-        TypeError: If the model has no :class:`VanillaNet` as ``backbone``.
+        UserError: If ``paramwise_cfg`` holds something else or a value out
+            of range, the optimizer has no ``lr``, or the model has no
+            :class:`VanillaNet` as ``backbone``.
 
     Example:
         >>> optim_wrapper = dict(
@@ -49,14 +50,14 @@ class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
         cfg = self.paramwise_cfg
         unknown = set(cfg) - {'decay_rate', 'num_layers'}
         if unknown or 'decay_rate' not in cfg:
-            raise ValueError('paramwise_cfg must be a dict with decay_rate '
-                             f'and optionally num_layers, but got {cfg}')
+            raise UserError('paramwise_cfg must be a dict with decay_rate '
+                            f'and optionally num_layers, but got {cfg}')
         if not cfg['decay_rate'] > 0:
-            raise ValueError('decay_rate must be over 0, but got '
-                             f'{cfg["decay_rate"]}')
+            raise UserError('decay_rate must be over 0, but got '
+                            f'{cfg["decay_rate"]}')
         if self.base_lr is None:
-            raise ValueError('the optimizer must have an lr, but got '
-                             f'{self.optimizer_cfg}')
+            raise UserError('the optimizer must have an lr, but got '
+                            f'{self.optimizer_cfg}')
 
     def add_params(self, params: list[dict], module: nn.Module,
                    **kwargs) -> None:
@@ -67,10 +68,11 @@ class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 Besides the optimizer's settings a group has ``layer_id``,
                 ``lr_scale`` and ``param_names``.
             module (nn.Module): The model.
+            **kwargs: Not used; mmengine passes them to submodules.
         """
         backbone = getattr(module, 'backbone', None)
         if not isinstance(backbone, VanillaNet):
-            raise TypeError(f'{type(self).__name__} wants a model with a '
+            raise UserError(f'{type(self).__name__} wants a model with a '
                             'VanillaNet as its backbone, but got '
                             f'{type(module).__name__} with '
                             f'{type(backbone).__name__}')
@@ -78,7 +80,7 @@ class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
         if num_layers is None:
             num_layers = (backbone.num_stages + 1) // 2
         if num_layers < 1:
-            raise ValueError(f'num_layers must be positive, got {num_layers}')
+            raise UserError(f'num_layers must be positive, got {num_layers}')
 
         groups = {}
         for name, param in module.named_parameters():

@@ -1,4 +1,4 @@
-# How lambda should go from 0 to 1: what users ask. The paper has no figures.
+# Schedules of lambda from 0 to 1. The paper has no figures for them.
 _base_ = 'series.py'
 
 hook = dict(type='DeepTrainingHook')

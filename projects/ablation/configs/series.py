@@ -1,4 +1,4 @@
-# How far a series activation must reach.
+# The reach n of the series activation.
 _base_ = '_base_/digits.py'
 
 model = dict(

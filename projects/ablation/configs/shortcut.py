@@ -1,4 +1,4 @@
-# Whether VanillaNet would gain by the shortcuts that it leaves out.
+# Whether shortcuts would improve VanillaNet.
 _base_ = 'series.py'
 
 networks = {

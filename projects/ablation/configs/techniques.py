@@ -1,4 +1,4 @@
-# What each of the two ideas brings, to a plain network and to a deep one.
+# The gain of deep training and series activations, in three networks.
 _base_ = '_base_/digits.py'
 
 model = dict(
@@ -30,7 +30,8 @@ networks = {
         channels=256,
         paper=[76.13, 76.16, 76.30, 76.27]),
 }
-# Fully connected layers work on maps of 1 x 1, without neighbours to gather.
+# Not the fully connected layers: their maps of 1 x 1 have no neighbours for a
+# series activation to sum over.
 acts = ['stem*', 'stages.*', 'features.*', 'relu', 'layer*']
 techniques = {
     'neither': dict(convs=None, acts=None),

@@ -59,7 +59,7 @@ def finished(folder) -> dict:
 
 def is_alive(pid: int) -> bool:
     try:
-        # A zombie waits for whoever reaps it and does nothing more.
+        # A zombie process has ended already.
         status = open(f'/proc/{pid}/stat').read()
         return status.rpartition(')')[2].split()[0] != 'Z'
     except (FileNotFoundError, ProcessLookupError):
@@ -87,7 +87,7 @@ def test_killed_half_way_and_run_again(tmp_path):
     before = finished(tmp_path)
     assert 0 < len(before) < 4 and children
     assert not (tmp_path / 'out' / 'small.md').exists()
-    # Nobody goes on in the dark, writing what the next run writes as well.
+    # Workers end with their parent: they would write the next run's files.
     while any(map(is_alive, children)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(is_alive, children))
@@ -182,7 +182,7 @@ def test_report_of_one_seed_and_no_paper(tmp_path):
     ('no_grid.py', [], 'no_grid.py is no grid'),
     ('no_epochs.py', [], 'its train_cfg must have max_epochs'),
     ('no_change.py', [], 'a row of no_change.py lacks its name or its change'),
-    ('twice.py', [], 'the rows of twice.py must be some, of different names'),
+    ('twice.py', [], 'must be one or more, of different names'),
     ('series', ['--seeds', '0'], '--seeds must be positive, but got 0'),
     ('series', ['--epochs', '-1'], '--epochs must be positive, but got -1'),
     ('series', ['--workers', '0'], '--workers must be positive, but got 0'),

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What the page quotes is what was measured."""
+"""The page quotes the results in the JSON files."""
 import json
 
 import pytest

@@ -139,11 +139,17 @@ class PredictionComparison:
                                 f'{name}: {equal:,} of {total:,}')
 
     def _check_metrics(self, precision: str, max_drop: float) -> None:
-        for name, (before, after) in self.metrics.items():
-            if not name.endswith(('_mAP', 'mIoU')):
-                continue
+        judged = {name: values for name, values in self.metrics.items()
+                  if name.endswith(('mAP', 'mIoU'))}
+        if not judged:
+            raise UserError(
+                f'{precision} is judged by AP or mIoU, and none was measured: '
+                'compare on the whole validation set (--samples), whose '
+                "images must fit the network's input, with a val_evaluator "
+                'that gives one of them')
+        for name, (before, after) in judged.items():
             # mmdet's AP is from 0 to 1, mmseg's mIoU in per cent.
-            scale = 100 if name.endswith('_mAP') else 1
+            scale = 1 if name.endswith('mIoU') else 100
             drop = scale * (before - after)
             if not drop <= max_drop:
                 raise UserError(

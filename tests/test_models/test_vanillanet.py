@@ -21,7 +21,8 @@ from mmvanilla.models import VanillaNet
 GOLDEN = ['plain', 'act4_deep', 'ada_pool']
 TINY = dict(dims=[4, 8, 8, 12], strides=[2, 1, 2])
 
-# Parameters and MACs in deploy form and in train form (facts/vanillanet.md).
+# Parameters and MACs in deploy form and in train form, counted
+# on the code that the authors released.
 VARIANTS = {
     '5': (15_523_304, 5_161_185_280, 22_328_800, 8_450_519_616),
     '6': (32_509_416, 5_993_103_360, 56_116_704, 10_104_521_280),

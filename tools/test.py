@@ -18,8 +18,11 @@ def parse_args() -> dict:
         help='merge the model, in memory, before it is tested')
     parser.add_argument(
         '--compile',
-        action='store_true',
-        help='with --deploy, compile the merged network for inference')
+        nargs='?',
+        const='inductor',
+        choices=['inductor', 'eager'],
+        help='with --deploy, optimize the merged backbone for inference; '
+        'eager needs no compiler; defaults to inductor')
     parser.add_argument(
         '--out', help='file for the results, .pkl, .json or .yaml')
     parser.add_argument(

@@ -27,7 +27,7 @@ from .own_images import use_image_folder
 def test(config: str,
          checkpoint: str,
          deploy: bool = False,
-         compile: bool = False,
+         compile: str | None = None,
          work_dir: str | None = None,
          out: str | None = None,
          out_item: str | None = None,
@@ -52,9 +52,9 @@ def test(config: str,
             with ``vanillanet://``.
         deploy (bool): Whether to merge the model before it is tested.
             Defaults to False.
-        compile (bool): Whether to compile the merged model, by
-            :func:`mmvanilla.export.optimize_for_inference`. Defaults to
-            False.
+        compile (str, optional): Backend of
+            :func:`mmvanilla.export.optimize_for_inference` for the merged
+            backbone, 'inductor' or 'eager'. Defaults to None: none.
         work_dir (str, optional): Folder for the metrics. Defaults to None:
             what the config says, else ``work_dirs/CONFIG``.
         out (str, optional): A file for the results: .pkl for predictions,
@@ -155,7 +155,7 @@ def _check_out(out: str | None, out_item: str | None) -> None:
 
 
 def _deploy(runner: Runner, model: nn.Module, checkpoint: str,
-            compile: bool) -> None:
+            compile: str | None) -> None:
     runner.load_or_resume()
     try:
         layers = switch_to_deploy(model)
@@ -166,7 +166,8 @@ def _deploy(runner: Runner, model: nn.Module, checkpoint: str,
         from ..export import optimize_for_inference
         batch = next(iter(runner.test_loop.dataloader))
         inputs = model.data_preprocessor(batch, False)['inputs']
-        model.backbone = optimize_for_inference(model.backbone, inputs)
+        model.backbone = optimize_for_inference(
+            model.backbone, inputs, compile)
 
 
 def _visualize(cfg: Config, show: bool, show_dir: str | None,

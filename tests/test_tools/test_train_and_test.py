@@ -81,6 +81,7 @@ def test_amp_on_a_cpu_says_what_it_does(tmp_path, call):
 
 @pytest.mark.parametrize('options', [[], ['--deploy'], ['--tta'],
                                      ['--deploy', '--compile'],
+                                     ['--deploy', '--compile', 'eager'],
                                      ['--deploy', '--tta']],
                          ids=' '.join)
 def test_test(trained, tmp_path, call, options):

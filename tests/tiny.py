@@ -1,11 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """A run that takes seconds: the digits' config, narrowed and cut short."""
+import multiprocessing
 import os
 import runpy
 import socket
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
@@ -99,28 +99,38 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def run_ranks(count: int, config, work_dir, **kwargs) -> None:
-    """Train in forks of this process, which has imported all already."""
+def run_ranks(count: int, config, work_dir, dtype=torch.float32,
+              **kwargs) -> None:
+    """Train in processes that are forked from one that has imported all.
+
+    Not from this one, whose threads of autograd would not survive a fork.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['tiny'])
+    port = free_port()
+    ranks = [
+        context.Process(
+            target=_run_rank,
+            args=(rank, count, port, str(config), str(work_dir), dtype,
+                  kwargs))
+        for rank in range(count)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * count
+
+
+def _run_rank(rank: int, count: int, port: str, config: str, work_dir: str,
+              dtype: torch.dtype, kwargs: dict) -> None:
     from mmvanilla.engine.train import train
-    port, pids = free_port(), []
-    for rank in range(count):
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                os.environ.update(
-                    RANK=str(rank), LOCAL_RANK=str(rank),
-                    WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1',
-                    MASTER_PORT=port)
-                train(str(config), str(work_dir), launcher='pytorch',
-                      **kwargs)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        pids.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * count
+    torch.set_num_threads(1)
+    torch.set_default_dtype(dtype)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    train(config, work_dir, launcher='pytorch', **kwargs)
 
 
 def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:
@@ -137,7 +147,7 @@ def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:
         cwd=cwd,
         env=dict(
             os.environ, PYTHONPATH=paths, PYTHON=sys.executable,
-            OMP_NUM_THREADS='1', PORT=free_port()) | env,
+            OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', PORT=free_port()) | env,
         capture_output=True,
         text=True,
         timeout=300)

@@ -107,6 +107,7 @@ def test_forms_in_other_runtimes(form):
     assert (result.measurements[1].share is None) == (precision == 'int8')
 
 
+@pytest.mark.slow
 def test_compiled_forms():
     forms = ['plain', 'inductor', 'aoti']
     result = benchmark(['5'], forms, **QUICK)

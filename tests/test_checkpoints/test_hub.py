@@ -164,6 +164,7 @@ def test_other_formats_are_told(tmp_path):
         assert re.search(found, one_sentence(e)) and str(path) in str(e.value)
 
 
+@pytest.mark.slow
 def test_the_two_commands_of_the_readme(tmp_path, monkeypatch):
     """The authors' VanillaNet-6, in train form and merged."""
     (tmp_path / 'data/imagenet/meta').mkdir(parents=True)

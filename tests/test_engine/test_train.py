@@ -140,16 +140,12 @@ def test_two_halves_are_one_batch(tmp_path):
     cfg.custom_hooks.append(dict(type='EvalNorms'))
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     weights = []
-    torch.set_default_dtype(torch.float64)
-    try:
-        for count in (1, 2):
-            cfg.train_dataloader.batch_size = 8 // count
-            config = dumped(cfg, tmp_path / f'config{count}.py')
-            run_ranks(count, config, tmp_path / f'{count}')
-            weights.append(
-                read(tmp_path / f'{count}' / 'epoch_2.pth')['state_dict'])
-    finally:
-        torch.set_default_dtype(torch.float32)
+    for count in (1, 2):
+        cfg.train_dataloader.batch_size = 8 // count
+        config = dumped(cfg, tmp_path / f'config{count}.py')
+        run_ranks(count, config, tmp_path / f'{count}', torch.float64)
+        weights.append(
+            read(tmp_path / f'{count}' / 'epoch_2.pth')['state_dict'])
     assert weights[0].keys() == weights[1].keys()
     for key, value in weights[0].items():
         torch.testing.assert_close(

@@ -141,7 +141,10 @@ def test_parameters_and_macs(arch):
         assert (size, counter.get_total_flops() // 2) == expected
 
 
-@pytest.mark.parametrize('arch', VARIANTS)
+@pytest.mark.parametrize('arch', [
+    arch if arch in ('5', '6', '13') else pytest.param(
+        arch, marks=pytest.mark.slow) for arch in VARIANTS
+])
 def test_full_width_merges(arch):
     torch.manual_seed(0)
     settings = VanillaNet.arch_settings[arch]

@@ -106,6 +106,7 @@ def test_from_training_to_what_ships(name, tmp_path):
     assert done.verification.outputs.max_rel <= 1e-3
 
 
+@pytest.mark.slow
 def test_tools_in_a_shell(tmp_path):
     """Two processes, DDP before the first batch, then test --deploy."""
     cfg = network_cfg(tmp_path / 'work', 'conv_cfg and act_cfg')

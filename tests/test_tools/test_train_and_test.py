@@ -173,6 +173,7 @@ def test_missing_data_is_one_sentence(tmp_path, monkeypatch, capfd):
         'which must hold train, with one folder of images for each class')
 
 
+@pytest.mark.slow
 def test_two_nodes(tmp_path):
     """Two machines of two processes, on the loopback."""
     cfg = tiny_cfg(tmp_path / 'work')
@@ -214,6 +215,7 @@ def test_two_nodes(tmp_path):
     assert 'accuracy/top1' in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_imagenet_config_trains(tmp_path):
     """With only batch size, workers and iterations overridden."""
     rng = np.random.default_rng(0)

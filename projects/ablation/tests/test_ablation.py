@@ -66,6 +66,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_killed_half_way_and_run_again(tmp_path):
     write_grid(tmp_path, [0, 1])
     process = subprocess.Popen(

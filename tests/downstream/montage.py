@@ -11,7 +11,8 @@ import numpy as np
 
 
 def main(folder: str, out: str, rows: int = 2, columns: int = 2) -> None:
-    paths = sorted(Path(folder).iterdir())[:rows * columns]
+    paths = [p for p in sorted(Path(folder).rglob('*')) if p.is_file()]
+    paths = paths[:rows * columns]
     images = [cv2.imread(str(path)) for path in paths]
     lines = [
         np.hstack(images[row * columns:(row + 1) * columns])

@@ -127,7 +127,8 @@ def test_detects_as_the_toolbox_does(exported, shapes, name, format):
 
 def test_rtmdet_learns(runs):
     assert runs('rtmdet').lams() == {1.0}
-    assert runs('rtmdet').test()['coco/bbox_mAP_50'] >= 0.6
+    # An untrained one is at 0; six epochs give 0.45 to 0.8.
+    assert runs('rtmdet').test()['coco/bbox_mAP_50'] >= 0.3
 
 
 def test_metadata(exported):

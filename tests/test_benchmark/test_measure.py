@@ -157,8 +157,10 @@ def test_figures_are_computed_from_seconds():
 
 def test_refusals(monkeypatch):
     assert resolve('VanillaNet-13') == ('VanillaNet-13', '13')
-    assert parse_form('openvino:int8', 'fp32', 'cpu') == ('openvino', 'int8')
     assert parse_form('plain', 'bf16', 'cpu') == ('plain', 'bf16')
+    if importlib.util.find_spec('openvino'):
+        assert parse_form('openvino:int8', 'fp32', 'cpu') == ('openvino',
+                                                              'int8')
     with pytest.raises(UserError, match='did you mean VanillaNet-'):
         resolve('VanilaNet-6')
     for form, sentence in (('fast', 'a form is one of'),
@@ -175,5 +177,5 @@ def test_refusals(monkeypatch):
     monkeypatch.setattr(
         importlib.util, 'find_spec', lambda name: None
         if name == 'openvino' else find_spec(name))
-    with pytest.raises(UserError, match='needs openvino'):
+    with pytest.raises(UserError, match='needs .*openvino'):
         benchmark(['5'], ['openvino'], **QUICK)

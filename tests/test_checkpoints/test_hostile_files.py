@@ -180,7 +180,7 @@ ENTRIES = {
     'reparam': lambda config, path, out: reparameterize(
         read_config(config), path, out.with_suffix('.pth')),
     'export': lambda config, path, out: export(
-        read_config(config), path, out.with_suffix('.onnx')),
+        read_config(config), path, out.with_suffix('.pt2'), 'pt2'),
     'convert to ours': lambda config, path, out: convert(
         path, out.with_suffix('.pth')),
     'convert to official': lambda config, path, out: convert(

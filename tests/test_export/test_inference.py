@@ -65,7 +65,7 @@ def test_eager_keeps_what_it_cannot_pack():
     assert fast.network[2] is fast.network[4]
 
 
-def test_refusals(monkeypatch):
+def test_refusals():
     x = torch.randn(1, 3, 64, 64)
     net = VanillaNet(NARROW_ARCHS['5'])
     with pytest.raises(UserError, match='"stem.conv" is not merged'):
@@ -75,6 +75,6 @@ def test_refusals(monkeypatch):
         optimize_for_inference(net, x, 'fast')
     with pytest.raises(UserError, match='is for CPUs'):
         optimize_for_inference(net, x.to('meta'), 'eager')
-    monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', ('no-compiler', ))
-    with pytest.raises(UserError, match='needs a C.. compiler'):
-        optimize_for_inference(net, x)
+    with torch._inductor.config.patch({'cpp.cxx': ('no-compiler', )}):
+        with pytest.raises(UserError, match='needs a C.. compiler'):
+            optimize_for_inference(net, x)

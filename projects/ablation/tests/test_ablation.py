@@ -178,7 +178,7 @@ def test_report_of_one_seed_and_no_paper(tmp_path):
 
 
 @pytest.mark.parametrize('grid, options, message', [
-    ('seires', [], 'there is no grid "seires": take one of depth, schedule'),
+    ('seires', [], 'there is no grid "seires": take one of depth, finetune'),
     ('none.py', [], 'no config at none.py'),
     ('no_grid.py', [], 'no_grid.py is no grid'),
     ('no_epochs.py', [], 'its train_cfg must have max_epochs'),

@@ -39,7 +39,7 @@ def write(network: nn.Module, example: Tensor, path: Path,
 def open_file(path: Path, precision: str,
               threads: int | None) -> Callable[[Tensor], list[Tensor]]:
     """Open a file; see :func:`mmvanilla.export.backends.open_exported`."""
-    program = torch._inductor.aoti_load_package(str(path))
+    program = _load(path)
     wanted = _metadata(program)['input_shape']
 
     def run(x: Tensor) -> list[Tensor]:
@@ -55,7 +55,13 @@ def open_file(path: Path, precision: str,
 
 def read_metadata(path: Path) -> dict[str, object]:
     """The metadata that :func:`write` was given."""
-    return _metadata(torch._inductor.aoti_load_package(str(path)))
+    return _metadata(_load(path))
+
+
+def _load(path: Path) -> Callable:
+    # torch 2.10 uses this module without importing it.
+    import torch._inductor.codecache  # noqa: F401
+    return torch._inductor.aoti_load_package(str(path))
 
 
 def _metadata(program) -> dict[str, object]:

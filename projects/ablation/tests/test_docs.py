@@ -24,4 +24,5 @@ def read(name: str) -> Ablation:
 def test_page(name):
     ablation = read(name)
     assert make_table(ablation) in (ABLATION / 'README.md').read_text()
-    assert all(len(row.accuracies) == 3 for row in ablation.rows)
+    assert all(len(row.accuracies) == ablation.seeds >= 3
+               for row in ablation.rows)

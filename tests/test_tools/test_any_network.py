@@ -93,7 +93,9 @@ def test_from_training_to_what_ships(name, tmp_path):
         assert not any('.conv1.conv1.' in k or k.endswith('.lam')
                        for k in weights)
         with torch.no_grad():
-            assert relative_l2(shipped(x), expected) <= 1e-4
+            # MobileNetV2's 87 layers round more.
+            tol = 1e-4 if name == 'conv_cfg and act_cfg' else 1e-5
+            assert relative_l2(shipped(x), expected) <= tol
         assert_same_weights(weights, source.state_dict())
 
     done = export(

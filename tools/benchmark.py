@@ -20,7 +20,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'models',
         nargs='+',
-        help='6, VanillaNet-6, ResNet-50, Swin-T, or any name in mmpretrain')
+        help='6, VanillaNet-6, ResNet-50, Swin-T, any name in mmpretrain, or '
+        'the config of a detector or segmentor: a path or mmdet::...')
     parser.add_argument(
         '--forms',
         nargs='+',
@@ -48,9 +49,11 @@ def parse_args() -> argparse.Namespace:
         help='defaults to cpu')
     parser.add_argument(
         '--size',
+        nargs='+',
         type=int,
-        default=224,
-        help='side of the images, in pixels; defaults to 224')
+        default=[224],
+        help='side of the images, or height and width, in pixels; defaults to '
+        '224')
     parser.add_argument(
         '--repeats',
         type=int,
@@ -66,6 +69,10 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='measure a training step (forward, backward, AdamW) and its '
         'memory, of the train form and the fine-tune form')
+    parser.add_argument(
+        '--together',
+        action='store_true',
+        help='time all networks in turns, to compare one with another')
     parser.add_argument(
         '--out',
         metavar='PREFIX',

@@ -23,6 +23,7 @@ from .forms import DTYPES, Case, inference_cases, parse_form
 from .networks import resolve
 from .report import SIDE, Benchmark, Measurement
 from .training import training_cases
+from .whole_models import check_whole
 
 
 def benchmark(models: Sequence[str],
@@ -31,16 +32,19 @@ def benchmark(models: Sequence[str],
               threads: int | None = None,
               dtype: str = 'fp32',
               device: str = 'cpu',
-              size: int = 224,
+              size: int | Sequence[int] = 224,
               repeats: int = 20,
               warmup: int = 2,
               train: bool = False,
+              together: bool = False,
               progress: bool = True) -> Benchmark:
     """Time forms of networks, in turns.
 
     Args:
-        models (Sequence[str]): '6', 'VanillaNet-6', 'ResNet-50' or any name
-            that mmpretrain's ``get_model`` knows.
+        models (Sequence[str]): '6', 'VanillaNet-6', 'ResNet-50', any name
+            that mmpretrain's ``get_model`` knows, or the config of a detector
+            or segmentor, as a path or as 'mmdet::...'. A whole model is timed
+            for inference, in fp32, with one image at a time.
         forms (Sequence[str]): Forms of :data:`.report.FORMS`, each with
             ':fp32', ':bf16' or ':int8' appended where its precision is not
             ``dtype``. 'train' is left out for a network of mmpretrain's. Not
@@ -52,11 +56,15 @@ def benchmark(models: Sequence[str],
         dtype (str): Default precision of the forms, 'fp32' or 'bf16' (for
             training, autocast). Defaults to 'fp32'.
         device (str): 'cpu' or 'cuda'. Defaults to 'cpu'.
-        size (int): Side of the images, in pixels. Defaults to 224.
+        size (int | Sequence[int]): Side of the images, or their height and
+            width, in pixels. Defaults to 224.
         repeats (int): Timed calls of each form. Defaults to 20.
         warmup (int): Turns before the first timed one. Defaults to 2.
         train (bool): Whether to measure a training step (forward, backward
             and AdamW) and its memory instead. Defaults to False.
+        together (bool): Whether all networks are timed in turns, to compare
+            one with another, and not one after the other, which needs less
+            memory. Defaults to False.
         progress (bool): Whether to show a progress bar. Defaults to True.
 
     Returns:
@@ -67,9 +75,13 @@ def benchmark(models: Sequence[str],
             is missing, or a number is not positive.
     """
     threads = torch.get_num_threads() if threads is None else threads
-    if min(threads, size, repeats, *batches) < 1 or warmup < 0:
+    size = (size, ) if isinstance(size, int) else tuple(size)
+    if min(threads, repeats, *size, *batches) < 1 or warmup < 0:
         raise UserError('threads, batch sizes, image size and repeats must '
                         'be positive')
+    if len(size) > 2:
+        raise UserError(f'size must be one number or two, but got {size}')
+    size = (size[0], size[-1])
     if dtype not in DTYPES:
         raise UserError(f'dtype must be fp32 or bf16, but got {dtype}')
     if device == 'cuda' and not torch.cuda.is_available():
@@ -77,31 +89,35 @@ def benchmark(models: Sequence[str],
     wanted = [] if train else [
         parse_form(form, dtype, device) for form in forms
     ]
-    resolved = [resolve(name) for name in models]
+    subjects = [resolve(name) for name in models]
+    check_whole(subjects, wanted, batches, train)
+    pairs = [(subject, batch) for subject in subjects for batch in batches]
+    groups = [pairs] if together else [[pair] for pair in pairs]
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        turns = len(batches) * len(resolved) * (repeats + warmup)
+        turns = len(groups) * (repeats + warmup)
         bar = ProgressBar(turns, file=sys.stderr) if progress else None
         rates: dict[str, list[float]] = {}
         measurements = []
-        for name, arch in resolved:
-            for batch in batches:
-                with tempfile.TemporaryDirectory() as folder:
-                    group = list(
-                        training_cases(name, arch, batch, dtype, size, device)
-                        if train else inference_cases(
-                            name, arch, batch, wanted, Path(folder), size,
-                            device, threads))
-                    products = _time_in_turns(group, repeats, warmup, device,
-                                              train, bar)
-                found = [m for m, _ in group]
-                del group  # one network at a time in memory
-                _relate(found, products, 'train' if train else 'plain')
-                measurements += found
-                for precision, rate in products.items():
-                    rates.setdefault(precision, []).append(rate)
+        for group in groups:
+            with tempfile.TemporaryDirectory() as folder:
+                cases = []
+                for subject, batch in group:
+                    cases += training_cases(
+                        subject, batch, dtype, size, device
+                    ) if train else inference_cases(
+                        subject, batch, wanted, Path(folder), size, device,
+                        threads)
+                products = _time_in_turns(cases, repeats, warmup, device,
+                                          train, bar)
+            found = [m for m, _ in cases]
+            del cases  # one group at a time in memory
+            _relate(found, products, 'train' if train else 'plain')
+            measurements += found
+            for precision, rate in products.items():
+                rates.setdefault(precision, []).append(rate)
     finally:
         torch.set_num_threads(before)
         if progress:
@@ -114,7 +130,8 @@ def benchmark(models: Sequence[str],
             repeats=repeats,
             warmup=warmup,
             train=train,
-            size=size,
+            together=together,
+            size=list(size),
             device=device,
             dtype=dtype,
             threads=threads), machine(device),
@@ -164,9 +181,11 @@ def _time_in_turns(group: Sequence[Case], repeats: int, warmup: int,
 
 def _relate(group: Sequence[Measurement], rates: dict[str, float],
             base: str) -> None:
-    """Set ``ratio`` and ``share`` of one network at one batch size."""
-    median = next((m.median for m in group if m.form == base), None)
+    """Set ``ratio``, to a form of the same network, and ``share``."""
+    medians = {(m.model, m.batch): m.median for m in reversed(group)
+               if m.form == base}
     for m in group:
+        median = medians.get((m.model, m.batch))
         m.ratio = m.median / median if median else None
         if m.precision in rates:
             m.share = m.gflops * 1e9 / rates[m.precision]

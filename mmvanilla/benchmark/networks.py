@@ -1,6 +1,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """The networks that are measured, by name."""
 import difflib
+from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -62,20 +64,42 @@ def _share_parameters(plain: nn.Module, network: nn.Module) -> None:
         target.data = source.data
 
 
-def resolve(name: str) -> tuple[str, str | None]:
-    """A model's display name, and its arch where it is a VanillaNet.
+class Subject(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        name (str): Its name in the table.
+        arch (str, optional): Of a VanillaNet with a head for ImageNet.
+        config (str, optional): The config of a whole model. With neither it
+            is a classifier of mmpretrain's.
+    """
+
+    name: str
+    arch: str | None = None
+    config: str | None = None
+
+
+def resolve(name: str) -> Subject:
+    """Find a network by its arch, its name or its config.
+
+    Args:
+        name (str): '6', 'VanillaNet-6', 'ResNet-50', any name that
+            mmpretrain's ``get_model`` knows, or a config file: a path or
+            'mmdet::' and a path inside of mmdet's configs.
 
     Raises:
         UserError: If there is no model of that name.
     """
     if name in VanillaNet.arch_settings:
-        return f'VanillaNet-{name}', name
+        return Subject(f'VanillaNet-{name}', name)
     if name in OURS:
-        return name, OURS[name]
+        return Subject(name, OURS[name])
+    if name.endswith('.py'):
+        return Subject(Path(name).stem, config=name)
     from mmpretrain.apis import list_models
     known = list_models()
     if PEERS.get(name, name) in known:
-        return name, None
+        return Subject(name)
     near = difflib.get_close_matches(name, [*OURS, *PEERS, *known], 3)
     raise UserError(f'no model is called {name}; did you mean '
                     f'{", ".join(near or list(OURS)[:3])}?')

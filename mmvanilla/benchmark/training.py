@@ -11,31 +11,31 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..layers import switch_to_finetune
 from .forms import Case, count_macs
-from .networks import peer, plain_like, vanillanet
+from .networks import Subject, peer, plain_like, vanillanet
 from .report import Measurement
 
 
-def training_cases(name: str, arch: str | None, batch: int, dtype: str,
-                   size: int, device: str) -> Iterator[Case]:
+def training_cases(subject: Subject, batch: int, dtype: str,
+                   size: tuple[int, int], device: str) -> Iterator[Case]:
     """A step (forward, backward, AdamW) of each form of a network.
 
     Args:
-        name (str): The network's name in the table.
-        arch (str, optional): Of a VanillaNet; None for a model of
-            mmpretrain's, which has only the plain form.
+        subject (Subject): The network. One of mmpretrain's has only the plain
+            form.
         batch (int): Images in a step.
         dtype (str): 'fp32', or 'bf16' for autocast.
-        size (int): Side of the images, in pixels.
+        size (tuple[int, int]): Height and width of the images, in pixels.
         device (str): 'cpu' or 'cuda'.
 
     Yields:
         Case: The measurement to fill in, and the step to time.
     """
     torch.manual_seed(0)
-    x = torch.rand(batch, 3, size, size, device=device)
+    x = torch.rand(batch, 3, *size, device=device)
     target = torch.rand(batch, 1000, device=device)
+    arch = subject.arch
     if arch is None:
-        networks = dict(plain=peer(name)[0])
+        networks = dict(plain=peer(subject.name)[0])
     else:
         trained = vanillanet(arch, deploy=False)
         finetune = copy.deepcopy(trained)
@@ -52,7 +52,7 @@ def training_cases(name: str, arch: str | None, batch: int, dtype: str,
         # The first step makes the gradients and the optimizer's state.
         step()
         yield Measurement(
-            name,
+            subject.name,
             form,
             dtype,
             batch,

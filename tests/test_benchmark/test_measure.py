@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmvanilla.benchmark import benchmark
+from mmvanilla.benchmark import benchmark, measure
 from mmvanilla.benchmark.forms import parse_form
 from mmvanilla.benchmark.networks import plain_like, resolve, vanillanet
 from mmvanilla.benchmark.plain import PlainVanillaNet
@@ -122,6 +122,30 @@ def test_peer_from_mmpretrain():
     assert plain.accuracy == pytest.approx(69.9)
 
 
+def test_networks_in_turns(monkeypatch):
+    """Together, a call of one network follows a call of the other."""
+    monkeypatch.setitem(VanillaNet.arch_settings, '6', ARCH)
+    calls = []
+    cases = measure.inference_cases
+
+    def recorded(subject, *args):
+        for m, call in cases(subject, *args):
+            yield m, lambda call=call: (calls.append(subject.arch), call())
+
+    monkeypatch.setattr(measure, 'inference_cases', recorded)
+    for together, order in ((True, '5566' * 2), (False, '5555' + '6666')):
+        calls.clear()
+        result = benchmark(['5', '6'], ['plain'], together=together,
+                           **dict(QUICK, size=(32, 48)))
+        assert ''.join(calls) == order
+        assert result.settings['size'] == [32, 48]
+        # Each to its own plain form.
+        assert [m.ratio for m in result.measurements] == [1, 1]
+    square = benchmark(['5'], ['plain'], **QUICK).measurements[0].macs
+    linear = ARCH['dims'][-1] * 1000
+    assert result.measurements[0].macs == 1.5 * (square - linear) + linear
+
+
 def test_training_step():
     result = benchmark(
         ['5', 'ResNet-18'], batches=[4], train=True, **dict(QUICK, size=64))
@@ -156,7 +180,7 @@ def test_figures_are_computed_from_seconds():
 
 
 def test_refusals(monkeypatch):
-    assert resolve('VanillaNet-13') == ('VanillaNet-13', '13')
+    assert resolve('VanillaNet-13') == ('VanillaNet-13', '13', None)
     assert parse_form('plain', 'bf16', 'cpu') == ('plain', 'bf16')
     if importlib.util.find_spec('openvino'):
         assert parse_form('openvino:int8', 'fp32', 'cpu') == ('openvino',
@@ -173,6 +197,14 @@ def test_refusals(monkeypatch):
         parse_form('eager', 'fp32', 'cuda')
     with pytest.raises(UserError, match='positive'):
         benchmark(['5'], batches=[0], **QUICK)
+    with pytest.raises(UserError, match='one number or two'):
+        benchmark(['5'], **dict(QUICK, size=(32, 32, 3)))
+    for bad in (dict(batches=[2]), dict(forms=['eager']), dict(train=True),
+                dict(forms=['plain:bf16'])):
+        with pytest.raises(UserError, match=r'\(net.py\) is timed for infer'):
+            benchmark(['5', 'net.py'], **bad, **QUICK)
+    with pytest.raises(UserError, match='no config at net.py'):
+        benchmark(['net.py'], ['plain'], **QUICK)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, 'find_spec', lambda name: None

@@ -127,8 +127,8 @@ def test_detects_as_the_toolbox_does(exported, shapes, name, format):
 
 def test_rtmdet_learns(runs):
     assert runs('rtmdet').lams() == {1.0}
-    # An untrained one is at 0; six epochs give 0.45 to 0.8.
-    assert runs('rtmdet').test()['coco/bbox_mAP_50'] >= 0.3
+    # An untrained one is at 0; two seeds gave 0.84 and 0.98.
+    assert runs('rtmdet').test()['coco/bbox_mAP_50'] >= 0.6
 
 
 def test_metadata(exported):
@@ -155,7 +155,8 @@ def test_nothing_found(exported, name, format):
 
 
 @pytest.mark.parametrize('name',
-                         ['FCOS', 'ATSS', 'FreeAnchor', 'VarifocalNet'])
+                         ['FCOS', 'ATSS', 'FreeAnchor', 'VarifocalNet',
+                          'Faster R-CNN'])
 def test_other_heads(name, tmp_path):
     _, model, _, _ = heads.train_and_merge(name)
     network = make_network(model, 'model', torch.zeros(1, 3, 64, 64))
@@ -165,7 +166,7 @@ def test_other_heads(name, tmp_path):
     with torch.no_grad(), heads.scope(name):
         expected = model.predict(x, [sample], rescale=False)[0].pred_instances
         outputs = [network(x)]
-        if name in ('FCOS', 'ATSS'):
+        if name in ('FCOS', 'ATSS', 'Faster R-CNN'):
             write(network, x, tmp_path / 'model.onnx', 'onnx')
             outputs.append(open_exported(tmp_path / 'model.onnx', 'onnx')(x))
     assert len(expected) == 100

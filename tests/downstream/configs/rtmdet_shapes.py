@@ -29,12 +29,14 @@ test_dataloader = val_dataloader
 val_evaluator = _base_.shapes_evaluator
 test_evaluator = val_evaluator
 
+# It learns more slowly than the other detectors.
+max_epochs = 10
 train_cfg = dict(
-    max_epochs=_base_.shapes_max_epochs,
-    val_interval=_base_.shapes_max_epochs,
-    dynamic_intervals=None)
+    max_epochs=max_epochs, val_interval=max_epochs, dynamic_intervals=None)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10))
 param_scheduler = _base_.shapes_param_scheduler
+param_scheduler[1].T_max = max_epochs
 default_hooks = _base_.shapes_hooks
+default_hooks.checkpoint.interval = max_epochs
 randomness = dict(seed=0)

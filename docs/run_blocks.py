@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Run the code blocks of Markdown pages as a reader would.
+"""Run the code blocks of Markdown pages, and notebooks, as a reader would.
 
 Each page runs in a copy of the repository, its blocks in their order: the
 Python blocks in one process, the bash blocks as scripts that stop at the first
-error. A block behind ``<!-- not run: REASON -->`` is listed and not run.
+error. A block behind ``<!-- not run: REASON -->`` is listed and not run. A
+notebook, a page that ends in ``.ipynb``, runs in its folder of such a copy.
 """
 import argparse
 import re
@@ -74,33 +75,61 @@ def run(block: Block, folder: Path, before: str) -> str | None:
     return done.stdout[-3000:] if done.returncode else None
 
 
+def run_page(page: Path) -> int:
+    """Run the blocks of a page; return how many failed."""
+    failures, before = 0, ''
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        blocks = blocks_of(page)
+        if any(block.is_run for block in blocks):
+            copy_repository(folder)
+        for block in blocks:
+            where = f'{page}:{block.line}'
+            if not block.is_run:
+                print(f'listed  {where} ({block.note})')
+                continue
+            output = run(block, folder, before)
+            if block.language == 'python':
+                before += block.code
+            print(f'{"passed" if output is None else "FAILED"}  {where}',
+                  flush=True)
+            if output is not None:
+                failures += 1
+                print(output)
+    return failures
+
+
+def run_notebook(page: Path) -> int:
+    """Run a copy of a notebook; return 1 where a cell failed, else 0."""
+    # Of the extra `docs`; pages of Markdown do not need them.
+    import nbclient
+    import nbformat
+    with tempfile.TemporaryDirectory() as name:
+        copy_repository(Path(name))
+        path = name / page.resolve().relative_to(ROOT)
+        client = nbclient.NotebookClient(
+            nbformat.read(path, as_version=4),
+            timeout=600,
+            kernel_name='python3',
+            resources=dict(metadata=dict(path=str(path.parent))))
+        try:
+            client.execute()
+        except nbclient.exceptions.CellExecutionError as e:
+            print(f'FAILED  {page}\n{str(e)[-3000:]}')
+            return 1
+    print(f'passed  {page}', flush=True)
+    return 0
+
+
 def main() -> int:
     """Run the pages named on the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('pages', nargs='+', type=Path)
-    failures = 0
-    for page in parser.parse_args().pages:
-        with tempfile.TemporaryDirectory() as name:
-            folder, before = Path(name), ''
-            blocks = blocks_of(page)
-            if any(block.is_run for block in blocks):
-                copy_repository(folder)
-            for block in blocks:
-                where = f'{page}:{block.line}'
-                if not block.is_run:
-                    print(f'listed  {where} ({block.note})')
-                    continue
-                output = run(block, folder, before)
-                if block.language == 'python':
-                    before += block.code
-                print(f'{"passed" if output is None else "FAILED"}  {where}',
-                      flush=True)
-                if output is not None:
-                    failures += 1
-                    print(output)
-    return failures
+    return sum(
+        run_notebook(page) if page.suffix == '.ipynb' else run_page(page)
+        for page in parser.parse_args().pages)
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ version=$(sed -n 's/^onedl-mmcv==//p' "$constraints")
 
 # A wheel fits one Python and one torch, and has CUDA's ops or has not.
 key=$("$python" - "$version" <<'PY'
+import os
 import platform
 import sys
 
@@ -30,9 +31,11 @@ except ImportError as e:
 if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14):
     sys.exit(f'error: onedl-mmcv {sys.argv[1]} does not compile with torch '
              f'{torch.__version__}: install torch 2.10.0')
+# FORCE_CUDA is of mmcv's setup: for where no GPU is in sight.
+has_cuda = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
 print(f'onedl_mmcv-{sys.argv[1]}-torch-{torch.__version__}-cp'
       f'{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}-'
-      f'{"cuda" if torch.cuda.is_available() else "cpu"}')
+      f'{"cuda" if has_cuda else "cpu"}')
 PY
 )
 cache=${MMVANILLA_CACHE:-$HOME/.cache/mmvanilla}/mmcv

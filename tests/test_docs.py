@@ -1,11 +1,14 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Each figure in the pages is one of a JSON file that a command wrote."""
+"""Figures in the pages are those of JSON files; docstrings tell everything."""
 import dataclasses
+import importlib
+import inspect
 import json
 import re
 import runpy
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
@@ -252,3 +255,120 @@ def test_each_file_of_figures_is_named_in_a_page():
     names = {path.name for path in FIGURES.glob('*.json')}
     assert names >= {f'{name}.json' for name in BENCHMARKS}
     assert [n for n in names if f'docs/figures/{n}' not in text] == []
+
+
+# ------------------------------------------------------------ API reference
+
+PACKAGES = [
+    'mmvanilla.benchmark', 'mmvanilla.checkpoints', 'mmvanilla.datasets',
+    'mmvanilla.engine', 'mmvanilla.evaluation', 'mmvanilla.export',
+    'mmvanilla.layers', 'mmvanilla.models', 'mmvanilla.reparam',
+    'mmvanilla.utils'
+]
+
+
+def public_objects() -> dict[str, object]:
+    """Each public function and class, by the name it is imported by."""
+    found = {}
+    for package in map(importlib.import_module, PACKAGES):
+        for name in package.__all__:
+            value = getattr(package, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                found[f'{package.__name__}.{name}'] = value
+    return found
+
+
+PUBLIC = public_objects()
+
+
+def sections(docstring: str) -> dict[str, str]:
+    """The text under each heading of a docstring; '' is the text before."""
+    parts = re.split(r'^(\w+):\n(?= )', inspect.cleandoc(docstring),
+                     flags=re.M)
+    return {'': parts[0], **dict(zip(parts[1::2], parts[2::2]))}
+
+
+def entries(section: str) -> dict[str, str]:
+    """The text of each parameter in a section."""
+    parts = re.split(r'^(\*{0,2}\w+)(?: \([^)]*\))?: ',
+                     inspect.cleandoc('\n' + section), flags=re.M)
+    return {
+        name: ' '.join(text.split())
+        for name, text in zip(parts[1::2], parts[2::2])
+    }
+
+
+def stated_default(text: str) -> object:
+    """The value behind 'Defaults to'."""
+    stated = re.search(
+        r"Defaults to (?:``(.+?)``|('[^']*')|(\(.*?\))|(\S+?)[.,:]?(?: |$))",
+        text)
+    assert stated, text
+    value = next(filter(None, stated.groups()))
+    return eval(value, dict(dict=dict))
+
+
+def untold_args(docs: dict[str, str], function: Callable) -> Iterator[str]:
+    """Parameters and defaults that are not as the signature has them."""
+    told = entries(docs.get('Args', ''))
+    for parameter in inspect.signature(function).parameters.values():
+        name = {
+            parameter.VAR_POSITIONAL: '*',
+            parameter.VAR_KEYWORD: '**'
+        }.get(parameter.kind, '') + parameter.name
+        if name == 'self':
+            continue
+        if name not in told:
+            yield f'{name} is not in Args'
+        elif parameter.default is parameter.empty:
+            continue
+        elif 'Defaults to' not in told[name]:
+            yield f'the default of {name} is not told'
+        elif (name != 'init_cfg'  # in words
+              and stated_default(told[name]) != parameter.default):
+            yield f'the default of {name} is {parameter.default}'
+
+
+def untold_errors(told: str, function: Callable) -> Iterator[str]:
+    """Errors that a function raises itself, not those of what it calls."""
+    for error in set(re.findall(r'\braise (\w*Error)\b',
+                                inspect.getsource(function))):
+        if error not in told:
+            yield f'{function.__name__} raises {error}'
+
+
+def all_problems(value: object) -> list[str]:
+    docs = sections(value.__doc__)
+    if inspect.isfunction(value):
+        found = [
+            *untold_args(docs, value),
+            *untold_errors(docs.get('Raises', ''), value)
+        ]
+        returned = inspect.signature(value).return_annotation
+        if returned is not None and not {'Returns', 'Yields'} & set(docs):
+            found.append('what it returns is not told')
+        return found
+    if dataclasses.is_dataclass(value):
+        told = entries(docs['Attributes'])
+        return [
+            f'{field.name} is not in Attributes'
+            for field in dataclasses.fields(value) if field.name not in told
+        ]
+    found = []
+    if '__init__' in vars(value):
+        found += untold_args(docs, value.__init__)
+    members = list(filter(inspect.isfunction, vars(value).values()))
+    told = docs.get('Raises', '')
+    for member in members:
+        own = sections(member.__doc__ or '')
+        told += own.get('Raises', '')
+        if 'Args' in own:
+            found += untold_args(own, member)
+    for member in members:
+        found += untold_errors(told, member)
+    return found
+
+
+@pytest.mark.parametrize('name', PUBLIC)
+def test_docstring(name):
+    assert all_problems(PUBLIC[name]) == []

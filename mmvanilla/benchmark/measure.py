@@ -45,11 +45,12 @@ def benchmark(models: Sequence[str],
             that mmpretrain's ``get_model`` knows, or the config of a detector
             or segmentor, as a path or as 'mmdet::...'. A whole model is timed
             for inference, in fp32, with one image at a time.
-        forms (Sequence[str]): Forms of :data:`.report.FORMS`, each with
+        forms (Sequence[str]): 'train', 'plain', 'channels_last', 'eager',
+            'inductor', 'aoti', 'onnxruntime' or 'openvino', each with
             ':fp32', ':bf16' or ':int8' appended where its precision is not
             ``dtype``. 'train' is left out for a network of mmpretrain's. Not
-            read for training, which has the forms of
-            :data:`.report.TRAIN_FORMS`. Defaults to ('plain', 'eager').
+            read for training, which has 'plain', 'train', 'with_cp' and
+            'finetune'. Defaults to ('plain', 'eager').
         batches (Sequence[int]): Batch sizes. Defaults to (1, ).
         threads (int, optional): Threads to compute with. Defaults to None:
             PyTorch's own default.

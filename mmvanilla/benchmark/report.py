@@ -36,10 +36,10 @@ class Measurement:
 
     Attributes:
         model (str): Name of the network.
-        form (str): A key of :data:`FORMS` or :data:`TRAIN_FORMS`.
+        form (str): A form that :func:`benchmark` names.
         precision (str): 'fp32', 'bf16' or 'int8'.
         batch (int): Batch size.
-        seconds (list[float]): Time of each repeat.
+        seconds (list[float]): Time of each repeat, for the whole batch.
         parameters (int): Number of parameters.
         macs (int): Multiply-accumulates for one image, of this form; three
             times those of a forward pass for a training step.
@@ -47,7 +47,9 @@ class Measurement:
             for training, of the train form.
         share (float, optional): Rate over that of the machine's matrix product
             in this precision.
-        memory (dict): Bytes of :data:`MEMORY` in a training step.
+        memory (dict): Bytes in a training step: 'parameters' (with buffers),
+            'gradients', 'optimizer' (its state), 'activations' (kept for the
+            backward pass) and 'peak'; empty for inference.
         accuracy (float, optional): Published top-1 accuracy on ImageNet, in
             per cent.
     """
@@ -101,8 +103,9 @@ class Benchmark:
     """All measurements of a run.
 
     Attributes:
-        settings (dict): The arguments of :func:`.measure.benchmark`.
-        machine (dict): From :func:`.measure.machine`.
+        settings (dict): The arguments of :func:`benchmark`.
+        machine (dict): The processor, PyTorch's default threads, the system
+            and versions.
         rates (dict): FLOP/s of the matrix product in each precision.
         measurements (list[Measurement]): In the order in which they ran.
     """

@@ -94,6 +94,9 @@ def local_path(name: str | Path) -> Path:
     Args:
         name (str | Path): As in :func:`load_checkpoint`.
 
+    Returns:
+        Path: The file.
+
     Raises:
         UserError: If the name is not known or the download fails.
     """

@@ -128,5 +128,34 @@ def open_exported(path: str | Path,
 
 
 def read_metadata(path: str | Path, format: str) -> dict[str, object]:
-    """The metadata of an exported file, by :func:`write`."""
-    return BACKENDS[format].read_metadata(Path(path))
+    """Read what an exported file tells of itself.
+
+    Args:
+        path (str | Path): The file. OpenVINO needs its weights beside it.
+        format (str): 'onnx', 'openvino', 'pt2' or 'aoti'.
+
+    Returns:
+        dict[str, object]: ``labels``, ``mean`` and ``std`` (of pixels from 0
+        to 255), ``channel_order``, ``input_size`` (height and width, in
+        pixels), ``input_shape`` ([N, C, H, W], -1 where any number is taken),
+        ``part``, ``precision``, ``version`` and, of a detector, the settings
+        of its ``test_cfg``.
+
+    Raises:
+        UserError: If the format is unknown, or the file cannot be read as a
+            file of that format that mmvanilla wrote.
+    """
+    if format not in BACKENDS:
+        raise UserError(f'format must be one of {", ".join(BACKENDS)}, but '
+                        f'got {format}')
+    if not Path(path).is_file():
+        raise UserError(f'there is no file {path}')
+    try:
+        metadata = BACKENDS[format].read_metadata(Path(path))
+        metadata['input_shape']
+    except Exception as e:
+        # Each runtime has errors of its own.
+        raise UserError(
+            f'{path} must be a file that mmvanilla exported as {format}, but '
+            f'reading it fails: {type(e).__name__}') from e
+    return metadata

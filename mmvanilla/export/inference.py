@@ -23,9 +23,9 @@ def optimize_for_inference(model: nn.Module,
 
     'inductor' computes in channels_last and compiles with the weights as
     constants, which Inductor packs once. It needs a C++ compiler, and compiles
-    here, for up to a minute. For inputs of another shape than the example it
-    compiles again, without packed weights. On a GPU it compiles with CUDA
-    graphs; that was not measured.
+    at once, for about a minute at most. For inputs of another shape than the
+    example it compiles again, without packed weights. On a GPU it compiles
+    with CUDA graphs; that was not measured.
 
     'eager' needs no compiler: it computes in channels_last, with each
     convolution's weight packed once by oneDNN. It is for CPUs and float32.

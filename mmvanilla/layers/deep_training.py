@@ -44,15 +44,17 @@ class DeepTrainingConv2d(nn.Module):
     Args:
         in_channels (int): Channels of the input.
         out_channels (int): Channels of the output.
-        kernel_size (int | tuple[int]): As in ``nn.Conv2d``. So are
-            ``stride``, ``padding``, ``dilation`` and ``padding_mode``, with
-            the same defaults. They apply to the first convolution and to the
-            merged one.
+        kernel_size (int | tuple[int]): Of the first convolution and of the
+            merged one, as the following three and ``padding_mode`` are.
+        stride (int | tuple[int]): As in ``nn.Conv2d``. Defaults to 1.
+        padding (int | tuple[int] | str): As in ``nn.Conv2d``. Defaults to 0.
+        dilation (int | tuple[int]): As in ``nn.Conv2d``. Defaults to 1.
         groups (int): Groups of both convolutions and of the merged one.
             Defaults to 1.
         bias (bool): Whether the two convolutions have biases. If not, the
             merged one still has a bias where a norm was folded into it.
             Defaults to True.
+        padding_mode (str): As in ``nn.Conv2d``. Defaults to 'zeros'.
         mid_channels (int, optional): Channels between the two convolutions.
             Defaults to None, which means ``out_channels``.
         norm_cfg (dict, optional): Config of the norms, which must be batch

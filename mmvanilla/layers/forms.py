@@ -8,10 +8,15 @@ from .series_activation import SeriesActivation
 
 
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer that is not in deploy form, by name.
+    """Find every layer that is not in deploy form.
 
-    These are each ``DeepTrainingConv2d`` (in deploy form it is an
-    ``nn.Conv2d``) and each ``SeriesActivation`` that has a norm.
+    Args:
+        model (nn.Module): Any network.
+
+    Returns:
+        dict[str, nn.Module]: By dotted name, each ``DeepTrainingConv2d`` (in
+        deploy form it is an ``nn.Conv2d``) and each ``SeriesActivation`` that
+        has a norm.
     """
     return {
         name: module
@@ -22,7 +27,15 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_activations(model: nn.Module) -> dict[str, DeepTrainingActivation]:
-    """Every activation of a model that has a lambda, by name."""
+    """Find every activation of a model that has a lambda.
+
+    Args:
+        model (nn.Module): Any network.
+
+    Returns:
+        dict[str, DeepTrainingActivation]: The activations by dotted name.
+        None is left in fine-tune form and in deploy form.
+    """
     return {
         name: module
         for name, module in model.named_modules()
@@ -73,8 +86,8 @@ def switch_to_finetune(model: nn.Module) -> int:
     """Convert every ``DeepTrainingConv2d`` to fine-tune form, in place.
 
     The outputs in eval mode stay the same. The batch norms after the
-    convolutions are kept, so that training can go on, in about two thirds of
-    the time. If a layer cannot be converted, none is.
+    convolutions are kept, so that training can go on, in less time. If a
+    layer cannot be converted, none is.
 
     Args:
         model (nn.Module): Any network in train form.

@@ -6,10 +6,11 @@ from ..layers.forms import (
     switch_to_deploy,
     switch_to_finetune,
 )
-from .merge import reparameterize
-from .retrofit import add_deep_training
+from .merge import Report, reparameterize
+from .retrofit import Replaced, add_deep_training, build_with_deep_training
 
 __all__ = [
-    'add_deep_training', 'find_activations', 'find_layers', 'reparameterize',
-    'set_lam', 'switch_to_deploy', 'switch_to_finetune'
+    'Replaced', 'Report', 'add_deep_training', 'build_with_deep_training',
+    'find_activations', 'find_layers', 'reparameterize', 'set_lam',
+    'switch_to_deploy', 'switch_to_finetune'
 ]

@@ -68,7 +68,7 @@ def add_deep_training(
     A module that is chosen but cannot be replaced stays as it is; the log and
     the result give its name and the reason. If a block calls its activation
     ``relu`` at several places, each of them gets a series activation of its
-    own, ``relu_1``, ``relu_2`` and so on (see :mod:`.call_sites`).
+    own, ``relu_1``, ``relu_2`` and so on.
 
     ``convs`` and ``acts`` choose modules by
 

@@ -2,6 +2,10 @@
 """Errors, files, tables and configs, used by all other subpackages."""
 import time
 
+from .errors import UserError
+
+__all__ = ['UserError', 'register_all_modules']
+
 
 def register_all_modules(init_default_scope: bool = True) -> None:
     """Register the modules of mmvanilla and mmpretrain.

@@ -133,3 +133,15 @@ def test_what_cannot_be_written_is_refused(monkeypatch):
                 r"pip install -e '.\[export\]'"):
             check_backend(format, precision)
     check_backend('pt2', 'fp32')
+
+
+def test_metadata_of_another_file(exported, tmp_path):
+    format, path = exported
+    with pytest.raises(UserError, match='one of onnx, openvino, pt2, aoti'):
+        read_metadata(path, 'tflite')
+    with pytest.raises(UserError, match='there is no file .*nothing'):
+        read_metadata(tmp_path / 'nothing', format)
+    other = tmp_path / path.name
+    other.write_bytes(b'no network')
+    with pytest.raises(UserError, match=f'exported as {format}, but reading'):
+        read_metadata(other, format)

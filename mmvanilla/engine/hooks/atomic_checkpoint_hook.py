@@ -28,7 +28,9 @@ class AtomicCheckpointHook(CheckpointHook):
     - Resuming in a copy of a work dir uses the checkpoints of the copy, not
       those of the original.
 
-    The arguments are those of ``CheckpointHook``.
+    Args:
+        *args: Arguments of ``CheckpointHook``.
+        **kwargs: Arguments of ``CheckpointHook``.
 
     Raises:
         UserError: If a file cannot be written, for example on a full disk;

@@ -25,12 +25,13 @@ class DeepTrainingHook(Hook):
     ranks together.
 
     Args:
-        decay_epochs (int, optional): E. Defaults to None.
-        decay_iters (int, optional): The length in iterations of the training
-            loop instead, as ``max_iters`` and iteration-based schedulers
-            count them: with gradient accumulation, each micro-batch is one.
-            Lambda then changes with each iteration. Exactly one of the two
-            must be given, above 0. Defaults to None.
+        decay_epochs (int, optional): The length E of the decay, in epochs.
+            Defaults to None.
+        decay_iters (int, optional): The length in iterations instead, as
+            ``max_iters`` and iteration-based schedulers count them: with
+            gradient accumulation, each micro-batch is one. Lambda then
+            changes with each iteration. Exactly one of the two must be given,
+            above 0. Defaults to None.
         schedule (str): 'linear' or 'cosine'. Defaults to 'linear'.
         per_iter (bool): Whether lambda changes with each iteration instead
             of each epoch. Defaults to False.

@@ -22,6 +22,7 @@ FIGURES = ROOT / 'docs' / 'figures'
 BENCHMARKS = ('inference', 'training', 'training-13')
 PERFORMANCE = 'docs/en/performance.md'
 DETECTION = 'docs/en/detection_segmentation.md'
+DETECTION_ZH = 'docs/zh_cn/detection_segmentation.md'
 
 
 def page(name: str) -> str:
@@ -97,14 +98,15 @@ def test_metafile_has_the_same_counts():
     }
 
 
-def test_table_of_detectors():
+@pytest.mark.parametrize('name', [DETECTION, DETECTION_ZH])
+def test_table_of_detectors(name):
     detectors = read('docs/figures/complexity.json')['detectors_640']
     assert list(detectors)[1] == 'rtmdet_vanillanet-s'
     rows = [
-        f'| {name} | {millions(counts["parameters"], 2)} | '
-        f'{billions(counts["macs"])} |' for name, counts in detectors.items()
+        f'| {model} | {millions(counts["parameters"], 2)} | '
+        f'{billions(counts["macs"])} |' for model, counts in detectors.items()
     ]
-    assert '\n'.join(rows) in page(DETECTION)
+    assert '| --- |\n' + '\n'.join(rows) + '\n\n' in page(name)
 
 
 def test_table_of_techniques():
@@ -255,6 +257,31 @@ def test_each_file_of_figures_is_named_in_a_page():
     names = {path.name for path in FIGURES.glob('*.json')}
     assert names >= {f'{name}.json' for name in BENCHMARKS}
     assert [n for n in names if f'docs/figures/{n}' not in text] == []
+
+
+# ----------------------------------------------------------------- Chinese
+
+
+def commands(text: str) -> set[str]:
+    """Lines of a page's bash blocks, without comments."""
+    blocks = re.findall(r'```bash\n(.*?)```', text, re.S)
+    lines = [re.sub(r'\s+# .*', '', line) for line in
+             ''.join(blocks).splitlines()]
+    return set(filter(None, lines))
+
+
+@pytest.mark.parametrize(
+    'name', [path.name for path in (ROOT / 'docs' / 'zh_cn').glob('*.md')])
+def test_chinese_page_has_commands_of_the_english_one(name):
+    found, known = [
+        commands(page(f'docs/{language}/{name}'))
+        for language in ('zh_cn', 'en')
+    ]
+    assert found <= known
+
+
+def test_chinese_readme_has_the_same_commands():
+    assert commands(page('README_zh-CN.md')) == commands(page('README.md'))
 
 
 # ------------------------------------------------------------ API reference

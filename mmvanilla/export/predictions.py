@@ -6,7 +6,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..reparam.verify import OutputComparison
+from ..reparam.verify import OutputComparison, match_detections
 from ..utils.errors import UserError
 
 
@@ -52,21 +52,12 @@ class PredictionComparison:
             a (InstanceData): The toolbox's.
             b (InstanceData): The exported model's.
         """
-        free = torch.ones(len(b), dtype=torch.bool)
-        matched = 0
-        for i in range(len(a)):
-            box = (b.bboxes - a.bboxes[i]).abs().amax(1)
-            score = (b.scores - a.scores[i]).abs()
-            candidates = (
-                free & (b.labels == a.labels[i]) & (box <= self.BOX_TOL) &
-                (score <= self.SCORE_TOL)).nonzero()[:, 0]
-            if not len(candidates):
-                continue
-            j = candidates[box[candidates].argmin()]
-            free[j] = False
-            matched += 1
-            self.max_box = max(self.max_box, box[j].item())
-            self.max_score = max(self.max_score, score[j].item())
+        pairs = match_detections(a, b, self.BOX_TOL, self.SCORE_TOL)
+        for i, j in pairs:
+            box = (b.bboxes[j] - a.bboxes[i]).abs().max().item()
+            score = (b.scores[j] - a.scores[i]).abs().item()
+            self.max_box = max(self.max_box, box)
+            self.max_score = max(self.max_score, score)
             if 'masks' in b:
                 # Of the pixels in either mask: the background is alike in any
                 # two.
@@ -77,7 +68,8 @@ class PredictionComparison:
                             (masks[0] | masks[1]).sum(),
                             (masks[0] & masks[1]).sum())
         # A detection of the exported model alone is a difference too.
-        self._count('detections matched', len(a) + free.sum(), matched)
+        self._count('detections matched', len(a) + len(b) - len(pairs),
+                    len(pairs))
 
     def add_labels(self, a: Tensor, b: Tensor) -> None:
         """Compare label maps of one image, of integers in equal shapes."""

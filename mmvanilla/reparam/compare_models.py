@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..layers.forms import find_layers
 from ..utils.errors import UserError
-from .verify import OutputComparison, PredictionComparison
+from .verify import OutputComparison, PredictionAgreement
 
 
 @dataclass
@@ -21,13 +21,13 @@ class ModelComparison:
 
     Attributes:
         outputs (OutputComparison): Outputs of the modules, sample by sample.
-        predictions (PredictionComparison): The models' predictions.
+        predictions (PredictionAgreement): The models' predictions.
         samples (int): Number of samples.
     """
 
     outputs: OutputComparison
-    predictions: PredictionComparison = field(
-        default_factory=PredictionComparison)
+    predictions: PredictionAgreement = field(
+        default_factory=PredictionAgreement)
     samples: int = 0
 
     def rows(self) -> list[tuple[str, str]]:

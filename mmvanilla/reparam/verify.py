@@ -3,6 +3,7 @@
 import math
 
 import torch
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..utils.errors import UserError
@@ -113,8 +114,39 @@ def _relative_error(reference: Tensor, output: Tensor) -> float:
     return difference / max(reference.norm().item(), 1e-300)
 
 
-class PredictionComparison:
-    """Agreement of two models' predictions, sample by sample.
+def match_detections(a: InstanceData, b: InstanceData, box_tol: float,
+                     score_tol: float) -> list[tuple[int, int]]:
+    """Pair the detections of two models for one image.
+
+    In the order of ``a``, each detection takes the nearest of those in ``b``
+    that are free, of the same label and within both tolerances.
+
+    Args:
+        a (InstanceData): Detections, with ``bboxes`` (x1, y1, x2, y2 in
+            pixels), ``labels`` and ``scores``.
+        b (InstanceData): Those of the other model.
+        box_tol (float): The maximum difference of a corner, in pixels.
+        score_tol (float): The maximum difference of a score.
+
+    Returns:
+        list[tuple[int, int]]: Indices in ``a`` and ``b`` of each pair.
+    """
+    free = torch.ones(len(b), dtype=torch.bool)
+    pairs = []
+    for i in range(len(a)):
+        distance = (b.bboxes - a.bboxes[i]).abs().amax(1)
+        candidates = (
+            free & (b.labels == a.labels[i]) & (distance <= box_tol) &
+            ((b.scores - a.scores[i]).abs() <= score_tol)).nonzero()[:, 0]
+        if len(candidates):
+            j = candidates[distance[candidates].argmin()].item()
+            free[j] = False
+            pairs.append((i, j))
+    return pairs
+
+
+class PredictionAgreement:
+    """Agreement of a model's predictions in two forms, sample by sample.
 
     Top-1 labels and label maps are compared for equality. A detection agrees
     if the other model has one of the same label with box corners within 0.1
@@ -144,26 +176,18 @@ class PredictionComparison:
             self._add_detections(reference.pred_instances,
                                  other.pred_instances)
 
-    def _add_detections(self, a, b) -> None:
-        matched = torch.zeros(len(a), dtype=torch.bool)
-        free = torch.ones(len(b), dtype=torch.bool)
-        for i in range(len(a)):
-            match = (
-                free & (b.labels == a.labels[i]) &
-                ((b.bboxes - a.bboxes[i]).abs().amax(1) <= self.BOX_TOL) &
-                ((b.scores - a.scores[i]).abs() <= self.SCORE_TOL)).nonzero()
-            if not len(match):
-                continue
-            j = match[0, 0]
-            matched[i], free[j] = True, False
-            if 'masks' in a:
+    def _add_detections(self, a: InstanceData, b: InstanceData) -> None:
+        pairs = match_detections(a, b, self.BOX_TOL, self.SCORE_TOL)
+        if 'masks' in a:
+            for i, j in pairs:
                 self._count(
                     'mask pixels in agreement',
                     torch.as_tensor(a.masks[i]) == torch.as_tensor(
                         b.masks[j]))
         # A detection of the other model alone is a disagreement too.
-        self._count('detections in agreement',
-                    torch.cat([matched, torch.zeros_like(free[free])]))
+        matched = torch.zeros(len(a) + len(b) - len(pairs), dtype=torch.bool)
+        matched[:len(pairs)] = True
+        self._count('detections in agreement', matched)
 
     def _count(self, name: str, equal: Tensor) -> None:
         counts = self.counts.setdefault(name, [0, 0])

@@ -3,8 +3,13 @@ import math
 
 import pytest
 import torch
+from mmengine.structures import BaseDataElement, InstanceData
 
-from mmvanilla.reparam.verify import OutputComparison
+from mmvanilla.reparam.verify import (
+    OutputComparison,
+    PredictionAgreement,
+    match_detections,
+)
 from mmvanilla.utils.errors import UserError
 
 
@@ -58,3 +63,46 @@ NAN, INF = A.clone().fill_(math.nan), A.clone().fill_(math.inf)
 def test_refused(references, outputs, message):
     with pytest.raises(UserError, match=message):
         compared(references, outputs).check('model')
+
+
+def detections(*rows) -> InstanceData:
+    """Of rows of (shift, score, label): a 10 x 10 box, shifted in pixels."""
+    shift, scores, labels = torch.tensor(rows, dtype=torch.float64).T
+    box = torch.tensor([0., 0., 10., 10.], dtype=torch.float64)
+    return InstanceData(
+        bboxes=box + shift[:, None], scores=scores, labels=labels.long())
+
+
+FOUND = detections((0, 0.9, 1), (0.05, 0.9, 1), (40, 0.5, 2))
+
+
+@pytest.mark.parametrize('other, pairs', [
+    (FOUND, [(0, 0), (1, 1), (2, 2)]),
+    # The nearest, not the first that is near enough.
+    (FOUND[[1, 2, 0]], [(0, 2), (1, 0), (2, 1)]),
+    # Each of them once.
+    (FOUND[[0, 2]], [(0, 0), (2, 1)]),
+    (detections((40, 0.5, 1), (40.2, 0.5, 2), (40, 0.502, 2)), []),
+    (detections((40.09, 0.5009, 2)), [(2, 0)]),
+])
+def test_match_detections(other, pairs):
+    assert match_detections(FOUND, other, 0.1, 1e-3) == pairs
+
+
+@pytest.mark.parametrize('other, equal, total', [
+    (FOUND, 3, 3),
+    (FOUND[:2], 2, 3),
+    (InstanceData.cat([FOUND, FOUND[:1]]), 3, 4),
+    (FOUND[:0], 0, 3),
+])
+def test_detections_of_either_model_alone_disagree(other, equal, total):
+    agreement = PredictionAgreement()
+    agreement.add(
+        BaseDataElement(pred_instances=FOUND),
+        BaseDataElement(pred_instances=other))
+    assert agreement.counts == {'detections in agreement': [total, equal]}
+    if equal < total:
+        with pytest.raises(UserError, match=f'{equal} of {total}'):
+            agreement.check('model')
+    else:
+        agreement.check('model')

@@ -16,7 +16,7 @@ from mmpretrain.visualization import UniversalVisualizer
 
 from ..checkpoints import load_checkpoint, load_weights
 from ..datasets.image_folder import SUFFIXES, decode, find_images
-from ..layers.forms import switch_to_deploy
+from ..reparam.switch import switch_loaded
 from ..utils.building import (
     build_model,
     class_names,
@@ -128,13 +128,6 @@ def _find_model(model: str, checkpoint: str | None) -> tuple[Config, str]:
     return cfg, checkpoint or found
 
 
-def _merge(model: torch.nn.Module, checkpoint: str) -> None:
-    try:
-        switch_to_deploy(model)
-    except RuntimeError as e:
-        raise UserError(f'{checkpoint}: {e}') from e
-
-
 def _classifier(cfg: Config, checkpoint: str, deploy: bool,
                 top: int) -> tuple[list[str], Callable]:
     meta = load_checkpoint(checkpoint).get('meta') or {}
@@ -145,7 +138,7 @@ def _classifier(cfg: Config, checkpoint: str, deploy: bool,
     model = build_model(cfg)
     load_weights(model, checkpoint)
     if deploy:
-        _merge(model, checkpoint)
+        switch_loaded(model, checkpoint)
     model.to(get_device())
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     dataset = unwrap_dataset(loader.get('dataset') or {})
@@ -197,7 +190,7 @@ def _detector(cfg: Config, checkpoint: str, deploy: bool,
     inferencer = DetInferencer(
         cfg, checkpoint, get_device(), show_progress=False)
     if deploy:
-        _merge(inferencer.model, checkpoint)
+        switch_loaded(inferencer.model, checkpoint)
     classes = inferencer.model.dataset_meta['classes']
 
     def predict_one(path: Path, drawn: Path | None) -> Iterator[Row]:
@@ -228,7 +221,7 @@ def _segmentor(cfg: Config, checkpoint: str, deploy: bool,
         cfg, checkpoint, trained.get('classes'), trained.get('palette'),
         device=get_device(), show_progress=False)
     if deploy:
-        _merge(inferencer.model, checkpoint)
+        switch_loaded(inferencer.model, checkpoint)
     classes = inferencer.visualizer.dataset_meta['classes']
 
     def predict_one(path: Path, drawn: Path | None) -> Iterator[Row]:

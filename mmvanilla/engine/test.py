@@ -11,7 +11,7 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from ..checkpoints import load_checkpoint, load_state_dict
-from ..layers.forms import switch_to_deploy
+from ..reparam.switch import switch_loaded
 from ..utils.building import check_data, unwrap_dataset
 from ..utils.config_options import type_name
 from ..utils.errors import UserError
@@ -157,10 +157,7 @@ def _check_out(out: str | None, out_item: str | None) -> None:
 def _deploy(runner: Runner, model: nn.Module, checkpoint: str,
             compile: str | None) -> None:
     runner.load_or_resume()
-    try:
-        layers = switch_to_deploy(model)
-    except RuntimeError as e:
-        raise UserError(f'{checkpoint}: {e}') from e
+    layers = switch_loaded(model, checkpoint)
     runner.logger.info(f'Merged {layers} layers before testing')
     if compile:
         from ..export import optimize_for_inference

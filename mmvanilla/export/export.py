@@ -16,7 +16,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..checkpoints import load_weights, local_path
-from ..layers import switch_to_deploy
+from ..reparam.switch import switch_loaded
 from ..utils.building import (
     build_model,
     missing_data,
@@ -135,10 +135,7 @@ def export(cfg: Config,
     model = build_model(cfg)
     meta = load_weights(model, checkpoint)
     unmerged = copy.deepcopy(model)
-    try:
-        switch_to_deploy(model)
-    except RuntimeError as e:
-        raise UserError(f'{checkpoint}: {e}') from e
+    switch_loaded(model, checkpoint)
 
     batches = real_batches(cfg, samples)
     is_random = batches is None

@@ -17,7 +17,6 @@ from ..checkpoints import (
     load_weights,
     local_path,
 )
-from ..layers.forms import switch_to_deploy, switch_to_finetune
 from ..utils.building import (
     build_model,
     config_files,
@@ -38,6 +37,7 @@ from ..utils.tables import markdown_table
 from ..version import __version__
 from .compare_models import ModelComparison, compare_models
 from .deploy_config import FORMS, make_deploy_config
+from .switch import switch_loaded
 
 
 @dataclass
@@ -137,11 +137,7 @@ def reparameterize(cfg: Config,
         raise UserError(f'{checkpoint} is in {form} form already')
     load_state_dict(model, state_dict, str(checkpoint))
     merged = copy.deepcopy(model)
-    switch = dict(deploy=switch_to_deploy, finetune=switch_to_finetune)[form]
-    try:
-        layers = switch(merged)
-    except RuntimeError as e:
-        raise UserError(f'{checkpoint}: {e}') from e
+    layers = switch_loaded(merged, checkpoint, form)
     if not layers:
         raise UserError(f'the model of {cfg.filename} has no layer to '
                         f'convert: it is in {form} form already, or plain')

@@ -10,7 +10,7 @@ from mutations import MUTATIONS, randomize
 
 from mmvanilla.checkpoints import load_weights
 from mmvanilla.layers import switch_to_deploy
-from mmvanilla.reparam import merge
+from mmvanilla.reparam import merge, switch
 from mmvanilla.reparam.compare_models import compare_models
 from mmvanilla.utils.building import (
     build_model,
@@ -57,7 +57,7 @@ def test_merges_and_every_mutation_is_caught(network, tmp_path, monkeypatch):
             mutation(model.get_submodule(layer))
             return count
 
-        monkeypatch.setattr(merge, 'switch_to_deploy', switch_and_mutate)
+        monkeypatch.setattr(switch, 'switch_to_deploy', switch_and_mutate)
         try:
             merge.reparameterize(cfg, checkpoint, out, samples=2)
         except UserError:

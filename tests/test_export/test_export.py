@@ -1,7 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """From a trained checkpoint to a verified file, in every format."""
 import copy
-import importlib
 
 import pytest
 import torch
@@ -14,12 +13,10 @@ from mmvanilla.checkpoints import read_checkpoint
 from mmvanilla.export import export
 from mmvanilla.export.backends import BACKENDS, open_exported, read_metadata
 from mmvanilla.export.network import describe, make_network
+from mmvanilla.reparam import switch
 from mmvanilla.utils.building import build_model, read_config
 from mmvanilla.utils.errors import UserError
 from mmvanilla.utils.files import is_ours
-
-# The package has a function of that name.
-export_module = importlib.import_module('mmvanilla.export.export')
 
 
 @pytest.fixture(scope='module')
@@ -93,14 +90,14 @@ def test_digits_in_int8(digits, format, tmp_path):
 def test_a_wrong_merge_is_not_written(digits, mutation, tmp_path,
                                       monkeypatch):
     cfg, checkpoint = digits
-    switch_to_deploy = export_module.switch_to_deploy
+    switch_to_deploy = switch.switch_to_deploy
 
     @torch.no_grad()
     def merge_wrongly(model):
         switch_to_deploy(model)
         mutation(model)
 
-    monkeypatch.setattr(export_module, 'switch_to_deploy', merge_wrongly)
+    monkeypatch.setattr(switch, 'switch_to_deploy', merge_wrongly)
     with pytest.raises(UserError, match='comparing the exported file'):
         export(cfg, checkpoint, tmp_path / 'net.pt2', 'pt2', samples=32)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from mutations import MUTATIONS, randomize
 from tiny import read, tiny_cfg
 
 from mmvanilla.layers import switch_to_deploy
-from mmvanilla.reparam import merge
+from mmvanilla.reparam import merge, switch
 from mmvanilla.reparam.compare_models import compare_models
 from mmvanilla.utils.building import build_model, read_config, real_batches
 from mmvanilla.utils.errors import UserError
@@ -41,7 +41,7 @@ def test_mutations_are_caught(network, tmp_path, monkeypatch, mutation,
         return count
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(merge, 'switch_to_deploy', switch_and_mutate)
+    monkeypatch.setattr(switch, 'switch_to_deploy', switch_and_mutate)
     with pytest.raises(UserError, match=layer.removesuffix('.act.conv')):
         merge.reparameterize(cfg, checkpoint, out, samples=2)
     assert sorted(tmp_path.iterdir()) == before

@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..utils.building import read_config
+from ..utils.config_options import scope_name
 from ..utils.errors import UserError
 from .console import with_short_log
 
@@ -64,7 +65,7 @@ def set_loader_defaults(cfg: Config,
     loader = cfg.get(name)
     if not isinstance(loader, dict):
         return
-    if (cfg.get('default_scope') or 'mmpretrain') == 'mmpretrain':
+    if scope_name(cfg) == 'mmpretrain':
         loader.setdefault('pin_memory', torch.cuda.is_available())
         loader.setdefault('collate_fn', dict(type='default_collate'))
         if persistent_workers:

@@ -15,7 +15,7 @@ from ..datasets.image_folder import (
     unreadable,
 )
 from ..utils.building import image_channels, unwrap_dataset
-from ..utils.config_options import type_name
+from ..utils.config_options import scope_name, type_name
 from ..utils.errors import UserError
 from ..utils.terminal import some
 
@@ -47,9 +47,10 @@ def use_image_folder(cfg: Config,
             as described above, it holds fewer images than a batch, or the
             checkpoint does not name its classes.
     """
-    if (cfg.get('default_scope') or 'mmpretrain') != 'mmpretrain':
+    scope = scope_name(cfg)
+    if scope != 'mmpretrain':
         raise UserError(f'--data is for classification, but {cfg.filename} is '
-                        f'for {cfg.default_scope}')
+                        f'for {scope}')
     root = Path(folder).expanduser().absolute()
     evaluates = checkpoint is not None
     splits = _read_splits(root, folder, evaluates)

@@ -25,7 +25,7 @@ from ..utils.building import (
     scope_of,
     unwrap_dataset,
 )
-from ..utils.config_options import type_name
+from ..utils.config_options import scope_name, type_name
 from ..utils.errors import UserError
 from ..utils.tables import markdown_table
 from ..utils.terminal import some, track
@@ -77,7 +77,7 @@ def predict(images: str,
         if Path(out).exists() and not Path(out).is_dir():
             raise UserError(f'--out {out} is a file, and a folder is wanted')
     cfg, checkpoint = _find_model(model, checkpoint)
-    scope = cfg.get('default_scope') or 'mmpretrain'
+    scope = scope_name(cfg)
     if scope not in _PREDICTORS:
         raise UserError(f'cannot predict with a config of {scope}: only of '
                         f'{", ".join(_PREDICTORS)}')
@@ -187,6 +187,11 @@ def _detector(cfg: Config, checkpoint: str, deploy: bool,
     from mmdet.apis import DetInferencer
     # The inferencer only logs keys that do not fit; this refuses them.
     load_weights(build_model(cfg), checkpoint)
+    # It looks for transforms by name, where new-style configs have classes.
+    for transform in unwrap_dataset(cfg.test_dataloader.dataset).pipeline:
+        kind = transform['type']
+        if not isinstance(kind, str):
+            transform['type'] = f'{kind.__module__}.{kind.__name__}'
     inferencer = DetInferencer(
         cfg, checkpoint, get_device(), show_progress=False)
     if deploy:

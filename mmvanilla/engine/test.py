@@ -13,7 +13,7 @@ from torch import nn
 from ..checkpoints import load_checkpoint, load_state_dict
 from ..reparam.switch import switch_loaded
 from ..utils.building import check_data, unwrap_dataset
-from ..utils.config_options import type_name
+from ..utils.config_options import scope_name, type_name
 from ..utils.errors import UserError
 from .launch import (
     build_runner,
@@ -175,12 +175,15 @@ def _visualize(cfg: Config, show: bool, show_dir: str | None,
                         'which draws the predictions')
     hook.update(show=show, interval=interval, wait_time=wait_time)
     # These arguments have other names in each toolbox.
-    scope = cfg.get('default_scope') or 'mmpretrain'
+    scope = scope_name(cfg)
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
     if show_dir and scope == 'mmseg':
         cfg.visualizer.save_dir = show_dir
+    elif scope == 'mmdet' and show_dir:
+        # Which puts a relative path into the work dir.
+        hook.test_out_dir = osp.abspath(show_dir)
     elif show_dir:
-        hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = show_dir
+        hook.out_dir = show_dir
 
 
 def _keep_apart(visualizer: Visualizer) -> None:
@@ -214,25 +217,27 @@ def _keep_apart(visualizer: Visualizer) -> None:
 
 
 def _add_tta(cfg: Config) -> None:
-    scope = cfg.get('default_scope') or 'mmpretrain'
+    scope = scope_name(cfg)
     dataset = unwrap_dataset(cfg.test_dataloader.dataset)
     # The toolboxes' own defaults; mmseg has none, and this is what its
-    # configs have.
+    # configs have. With their scope, since a config need not have a default.
     model, pack = dict(
         mmdet=(dict(
-            type='DetTTAModel',
+            type='mmdet.DetTTAModel',
             tta_cfg=dict(
                 nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
                dict(
-                   type='PackDetInputs',
+                   type='mmdet.PackDetInputs',
                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
                               'scale_factor', 'flip', 'flip_direction'))),
-        mmseg=(dict(type='SegTTAModel'), dict(type='PackSegInputs')),
+        mmseg=(dict(type='mmseg.SegTTAModel'),
+               dict(type='mmseg.PackSegInputs')),
     ).get(scope, (dict(type='mmpretrain.AverageClsScoreTTA'), None))
     cfg.setdefault('tta_model', model)
     if 'tta_pipeline' not in cfg:
         *load, last = copy.deepcopy(dataset.pipeline)
-        flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
+        flips = [dict(type=f'{scope}.RandomFlip', prob=p)
+                 for p in (0.0, 1.0)]
         ends = [[pack or last]]
         if scope == 'mmseg':
             # Annotations are of the image before it is flipped.
@@ -240,7 +245,7 @@ def _add_tta(cfg: Config) -> None:
                     *ends]
             load = [t for t in load if type_name(t) != 'LoadAnnotations']
         cfg.tta_pipeline = load + [
-            dict(type='TestTimeAug',
+            dict(type='TestTimeAug',  # mmcv's, which all of them find
                  transforms=[flips, *(end for end in ends if end)])
         ]
     cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)

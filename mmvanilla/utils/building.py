@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from .config_options import apply_cfg_options, type_name
+from .config_options import apply_cfg_options, scope_name, type_name
 from .errors import UserError
 from .requirements import require
 from .terminal import import_toolbox
@@ -60,9 +60,10 @@ def read_config(path: str,
         reason = str(cause).splitlines()[0] if str(cause) else 'no reason'
         raise UserError(f'cannot read {path} as a config: '
                         f'{type(cause).__name__}: {reason}') from e
-    if cfg.get('default_scope') in SCOPES:
-        require(cfg.default_scope)
-        import_toolbox(cfg.default_scope)
+    scope = scope_name(cfg)
+    if scope in SCOPES:
+        require(scope)
+        import_toolbox(scope)
     if cfg_options:
         apply_cfg_options(cfg, cfg_options, allow_new_keys)
     return cfg
@@ -90,8 +91,7 @@ def config_files(cfg: Config) -> list[str]:
 @contextmanager
 def scope_of(cfg: Config) -> Iterator[None]:
     """Make a config's toolbox the default scope of registries."""
-    scope = cfg.get('default_scope') or 'mmpretrain'
-    with DefaultScope.overwrite_default_scope(scope):
+    with DefaultScope.overwrite_default_scope(scope_name(cfg)):
         yield
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from .errors import UserError
 
+TOOLBOXES = ('mmpretrain', 'mmdet', 'mmseg')
 # Keys that nodes of a config may have besides the arguments of the class that
 # they build. '' is the config itself.
 KEYS = {
@@ -66,6 +67,30 @@ def type_name(node) -> str:
     return name.split('.')[-1]
 
 
+def scope_name(cfg: Config) -> str:
+    """The toolbox that a config is for: the scope of its types.
+
+    Args:
+        cfg (Config): A config of any toolbox.
+
+    Returns:
+        str: ``default_scope``. Without one, as in mmdet's new-style configs,
+        where types are classes, the toolbox that the model's type is of; else
+        'mmpretrain'.
+    """
+    if cfg.get('default_scope'):
+        return cfg.default_scope
+    node = cfg.get('model')
+    while isinstance(node, dict):
+        kind = node.get('type')
+        name = kind if isinstance(kind, str) else getattr(
+            kind, '__module__', '')
+        if name.split('.')[0] in TOOLBOXES:
+            return name.split('.')[0]
+        node = node.get('model')  # inside WithDeepTraining
+    return TOOLBOXES[0]
+
+
 def apply_cfg_options(cfg: Config,
                       options: dict,
                       allow_new_keys: bool = False) -> None:
@@ -94,7 +119,7 @@ def apply_cfg_options(cfg: Config,
 
 
 def _check(cfg: Config, key: str) -> None:
-    scope = cfg.get('default_scope') or 'mmpretrain'
+    scope = scope_name(cfg)
     node, parts = cfg._cfg_dict, key.split('.')
     for i, part in enumerate(parts):
         if isinstance(node, (list, tuple)):

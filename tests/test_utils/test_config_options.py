@@ -1,9 +1,16 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import pytest
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmpretrain.models import ImageClassifier
 from tiny import tiny_cfg
 
-from mmvanilla.utils.config_options import apply_cfg_options, type_name
+from mmvanilla.reparam.retrofit import build_with_deep_training
+from mmvanilla.utils.config_options import (
+    apply_cfg_options,
+    scope_name,
+    type_name,
+)
 from mmvanilla.utils.errors import UserError
 
 
@@ -56,3 +63,19 @@ def test_type_name():
     assert type_name(dict(type='mmpretrain.EMAHook')) == 'EMAHook'
     assert type_name(dict(type=Hook)) == type_name(Hook) == 'Hook'
     assert type_name({}) == ''
+
+
+@pytest.mark.parametrize('cfg, scope', [
+    (dict(default_scope='mmdet', model=dict(type=ImageClassifier)), 'mmdet'),
+    (dict(default_scope=None, model=dict(type=ImageClassifier)),
+     'mmpretrain'),
+    (dict(model=dict(type='mmseg.EncoderDecoder')), 'mmseg'),
+    (dict(model=dict(type='RetinaNet')), 'mmpretrain'),
+    (dict(model=dict(
+        type=build_with_deep_training, model=dict(type='mmdet.RetinaNet'))),
+     'mmdet'),
+    (dict(model=dict(type=Hook)), 'mmpretrain'),
+    (dict(), 'mmpretrain'),
+])
+def test_scope_name(cfg, scope):
+    assert scope_name(Config(cfg)) == scope

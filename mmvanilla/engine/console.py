@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +18,7 @@ from ..layers.forms import find_activations, find_layers
 from ..utils.errors import UserError
 from ..utils.terminal import some
 from .plot import plot_curves
+from .unwrap import unwrap_model
 
 # Log records that begin with these go to the log file only.
 FILE_ONLY = ('\n' + '-' * 60 + '\nSystem environment:', 'Config:\n',
@@ -177,8 +177,7 @@ def _form_of(model: torch.nn.Module) -> str | None:
 
 
 def _header(runner: Runner) -> dict[str, str]:
-    model = runner.model.module if is_model_wrapper(
-        runner.model) else runner.model
+    model = unwrap_model(runner.model)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     backbone = getattr(model, 'backbone', None)
     name = type(model).__name__

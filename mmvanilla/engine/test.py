@@ -22,6 +22,7 @@ from .launch import (
     set_loader_defaults,
 )
 from .own_images import use_image_folder
+from .unwrap import unwrap_model
 
 
 def test(config: str,
@@ -127,9 +128,7 @@ def test(config: str,
 
     with plain_errors():
         runner = build_runner(cfg, log)
-        model = runner.model
-        while hasattr(model, 'module'):  # of several processes, or of TTA
-            model = model.module
+        model = unwrap_model(runner.model)
         load_state_dict(model, content.get('state_dict', content), checkpoint)
         if out and out_item != 'metrics':
             runner.test_evaluator.metrics.append(

@@ -3,12 +3,12 @@ import math
 
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ...layers.forms import find_activations
 from ...utils.errors import UserError
+from ..unwrap import unwrap_model
 
 
 @HOOKS.register_module()
@@ -66,8 +66,7 @@ class DeepTrainingHook(Hook):
 
     def before_train(self, runner) -> None:
         """Find the pairs; warn where lambda will not reach 1."""
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = unwrap_model(runner.model)
         found = find_activations(model)
         # mmpretrain's vis_scheduler runs the hooks of a config without its
         # model, to draw the learning rate.

@@ -2,8 +2,9 @@
 import copy
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+
+from ..unwrap import unwrap_model
 
 
 class HeadSizeHook(Hook):
@@ -18,9 +19,7 @@ class HeadSizeHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Replace the entries of the head by the model's own."""
-        model = runner.model.module if is_model_wrapper(
-            runner.model) else runner.model
-        head = getattr(model, 'head', None)
+        head = getattr(unwrap_model(runner.model), 'head', None)
         state_dict = checkpoint.get('state_dict', checkpoint)
         loaded = {
             key.removeprefix('head.'): value

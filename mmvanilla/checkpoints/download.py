@@ -1,5 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Downloading a checkpoint into torch.hub's cache, atomically."""
+import hashlib
+import re
 import shutil
 from http.client import HTTPException
 from pathlib import Path
@@ -12,14 +14,24 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..utils.errors import UserError
-from ..utils.files import replace_atomically
+from ..utils.files import replace_atomically, sha256
 from .safe_load import read_checkpoint
 
 TIMEOUT = 30  # seconds without a byte
 
 
+def hub_folder() -> Path:
+    """The folder of torch.hub's cache that checkpoints are in."""
+    return Path(torch.hub.get_dir()) / 'checkpoints'
+
+
 def cache_path(url: str) -> Path:
-    """Path of a URL's file in the cache of torch and mmengine.
+    """Path of a URL's file in torch.hub's cache.
+
+    Each URL has a folder of its own, named after its SHA-256, since files of
+    other URLs may have the same name. A file that torch or mmengine
+    downloaded is used where it is: directly in :func:`hub_folder`, if its
+    name holds the beginning of its SHA-256, as in 'resnet18-f37072fd.pth'.
 
     Raises:
         UserError: If the URL does not end in the name of a file.
@@ -27,7 +39,12 @@ def cache_path(url: str) -> Path:
     name = Path(urlparse(url).path).name
     if not name:
         raise UserError(f'{url} does not end in the name of a file')
-    return Path(torch.hub.get_dir()) / 'checkpoints' / name
+    shared = hub_folder() / name
+    digest = re.search(r'-([0-9a-f]{8,})\.[^.]*$', name)
+    if digest and shared.is_file() and sha256(shared).startswith(digest[1]):
+        return shared
+    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return hub_folder() / folder / name
 
 
 def download(url: str, path: Path) -> Path:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from ..utils.terminal import some
-from .download import cache_path, download
+from .download import download, hub_folder
 from .official import from_authors, is_official_detector
 from .safe_load import read_checkpoint
 from .validate import check_state_dict
@@ -111,5 +111,4 @@ def official_path(name: str) -> Path:
         raise UserError(
             f'vanillanet://{name} is not known; there are '
             f'{", ".join(PUBLISHED)}, and vanillanet:///path/to/file.pth')
-    url = f'{URL}{name}.pth'
-    return download(url, cache_path(url))
+    return download(f'{URL}{name}.pth', hub_folder() / f'{name}.pth')

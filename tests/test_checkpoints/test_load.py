@@ -1,5 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import hashlib
 import os
+from urllib.request import urlopen
 
 import mmengine
 import pytest
@@ -14,6 +16,7 @@ from mmvanilla.checkpoints import (
     load_weights,
     local_path,
 )
+from mmvanilla.checkpoints.download import cache_path
 from mmvanilla.utils.errors import UserError
 
 
@@ -127,3 +130,37 @@ def test_nothing_is_downloaded_where_there_is_no_room(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='needs 0 MB and .* has 0 MB left'):
         local_path('vanillanet://vanillanet_5')
     assert os.listdir(tmp_path / 'hub' / 'checkpoints') == []
+
+
+def test_files_of_one_name_at_two_addresses(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    monkeypatch.setattr('mmvanilla.checkpoints.download.urlopen', _open_folder)
+    urls = {}
+    for value in (1., 2.):
+        folder = tmp_path / f'{value:g}'
+        folder.mkdir()
+        torch.save(dict(weight=torch.tensor(value)), folder / 'model.pth')
+        urls[value] = f'http://{folder}/model.pth'
+    for _ in range(2):  # downloaded, and from the cache
+        for value, url in urls.items():
+            assert load_checkpoint(url)['weight'] == value
+        monkeypatch.setattr('mmvanilla.checkpoints.download.urlopen', None)
+
+
+@pytest.mark.parametrize('is_right', [True, False])
+def test_what_torch_downloaded_is_used_if_its_digest_fits(
+        is_right, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cache = tmp_path / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    torch.save(dict(weight=torch.tensor(1.)), cache / 'model')
+    digest = hashlib.sha256((cache / 'model').read_bytes()).hexdigest()
+    name = f'resnet-{digest[:8] if is_right else "20210831"}.pth'
+    (cache / 'model').rename(cache / name)
+    path = cache_path(f'https://example.org/{name}')
+    assert (path == cache / name) == is_right
+    assert path.parent.parent == (tmp_path / 'hub' if is_right else cache)
+
+
+def _open_folder(request, timeout):
+    return urlopen(request.full_url.replace('http://', 'file://'))

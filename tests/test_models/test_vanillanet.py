@@ -303,6 +303,8 @@ def test_layer_depth():
     (dict(arch=dict(dims=[4, 8], strides=[3])), '1 or 2'),
     (dict(arch=dict(dims=[4, 8], strides=[2], ada_pool=[0])), 'ada_pool'),
     (dict(arch=TINY, out_indices=(3, )), 'from -3 to 2, but got 3'),
+    (dict(arch=TINY, out_indices=(0, 2, -1)),
+     r'each stage once, but got \(0, 2, -1\), which are .* \[0, 2, 2\] of 3'),
     (dict(arch=TINY, out_indices=(-4, )), 'from -3 to 2, but got -4'),
     (dict(arch=TINY, frozen_stages=4), 'from -1 to 3, but got 4'),
 ])

@@ -107,7 +107,8 @@ class VanillaNet(BaseBackbone):
 
     Raises:
         ValueError: If ``arch`` is unknown or inconsistent, or
-            ``out_indices`` or ``frozen_stages`` are out of range.
+            ``out_indices`` or ``frozen_stages`` are out of range, or
+            ``out_indices`` names a stage twice.
 
     Example:
         >>> net = VanillaNet('6', out_indices=(0, 1, 2, 3)).eval()
@@ -228,7 +229,13 @@ class VanillaNet(BaseBackbone):
                 raise ValueError(
                     f'out_indices must be from {-self.num_stages} to '
                     f'{self.num_stages - 1}, but got {index}')
-        return [index % self.num_stages for index in out_indices]
+        stages = [index % self.num_stages for index in out_indices]
+        if len(set(stages)) < len(stages):
+            raise ValueError(
+                'out_indices must name each stage once, but got '
+                f'{tuple(out_indices)}, which are the stages {stages} of '
+                f'{self.num_stages}')
+        return stages
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.

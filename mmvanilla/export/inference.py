@@ -98,7 +98,10 @@ class OptimizedNetwork(nn.Module):
         outputs = self.network(x)
         if isinstance(outputs, Tensor):
             return outputs.contiguous()
-        return type(outputs)(out.contiguous() for out in outputs)
+        maps = [out.contiguous() for out in outputs]
+        if hasattr(outputs, '_make'):  # a namedtuple
+            return outputs._make(maps)
+        return type(outputs)(maps)
 
 
 def check_compiler() -> None:

@@ -1,14 +1,16 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """A network that was made fast has the outputs that it had before."""
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
 from narrow import NARROW_ARCHS, relative_error, vanillanet
-from torch import nn
+from torch import Tensor, nn
 
 from mmvanilla.export import optimize_for_inference
 from mmvanilla.export.eager_cpu import PackedConv2d
+from mmvanilla.export.inference import BACKENDS
 from mmvanilla.layers import switch_to_deploy
 from mmvanilla.models import VanillaNet
 from mmvanilla.utils.errors import UserError
@@ -46,6 +48,34 @@ def test_eager_packs_every_convolution():
         with torch.no_grad():
             assert relative_error(fast(x), net(x)) < 1e-5
     assert not fast(x)[0].requires_grad
+
+
+class Maps(NamedTuple):
+    fine: Tensor
+    coarse: Tensor
+
+
+class TwoMaps(nn.Module):
+    """A backbone that names its feature maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Maps:
+        x = self.conv(x)
+        return Maps(x, x[..., ::2, ::2])
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_named_tuple_stays_one(backend):
+    net, x = TwoMaps().eval(), torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        reference = net(x)
+    outputs = optimize_for_inference(net, x, backend)(x)
+    assert type(outputs) is Maps
+    assert relative_error(outputs, reference) < 1e-5
+    assert all(out.is_contiguous() for out in outputs)
 
 
 def test_eager_keeps_what_it_cannot_pack():

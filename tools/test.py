@@ -24,7 +24,9 @@ def parse_args() -> dict:
         help='with --deploy, optimize the merged backbone for inference; '
         'eager needs no compiler; defaults to inductor')
     parser.add_argument(
-        '--out', help='file for the results, .pkl, .json or .yaml')
+        '--out',
+        help="file for the results, .pkl, .json or .yaml; as by mmpretrain's "
+        'tool, an existing file is replaced')
     parser.add_argument(
         '--out-item',
         choices=['pred', 'metrics'],

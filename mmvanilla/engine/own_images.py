@@ -15,7 +15,7 @@ from ..datasets.image_folder import (
     unreadable,
 )
 from ..utils.building import image_channels, unwrap_dataset
-from ..utils.config_options import scope_name, type_name
+from ..utils.config_options import check_parts, scope_name, type_name
 from ..utils.errors import UserError
 from ..utils.terminal import some
 
@@ -51,6 +51,7 @@ def use_image_folder(cfg: Config,
     if scope != 'mmpretrain':
         raise UserError(f'--data is for classification, but {cfg.filename} is '
                         f'for {scope}')
+    check_parts(cfg, '--data', 'model')
     root = Path(folder).expanduser().absolute()
     evaluates = checkpoint is not None
     splits = _read_splits(root, folder, evaluates)

@@ -25,7 +25,7 @@ from ..utils.building import (
     scope_of,
     unwrap_dataset,
 )
-from ..utils.config_options import scope_name, type_name
+from ..utils.config_options import check_parts, scope_name, type_name
 from ..utils.errors import UserError
 from ..utils.tables import markdown_table
 from ..utils.terminal import some, track
@@ -81,6 +81,7 @@ def predict(images: str,
     if scope not in _PREDICTORS:
         raise UserError(f'cannot predict with a config of {scope}: only of '
                         f'{", ".join(_PREDICTORS)}')
+    _check_parts(cfg, scope, out is not None)
     header, predictor = _PREDICTORS[scope](cfg, checkpoint, deploy, top)
     rows = []
     for name in track(names, 'predicting', len(names)):
@@ -94,6 +95,19 @@ def predict(images: str,
         for i, row in enumerate(predictor(root / name, drawn)):
             rows.append((name if i == 0 else '', *row))
     return markdown_table(['image', *header], rows)
+
+
+def _check_parts(cfg: Config, scope: str, draws: bool) -> None:
+    parts = ['model']
+    # mmseg's inferencer takes the names of classes from it.
+    if scope == 'mmseg' or (scope == 'mmdet' and draws):
+        parts.append('visualizer')
+    check_parts(cfg, 'prediction', *parts)
+    loader = cfg.get('test_dataloader') or (
+        cfg.get('val_dataloader') if scope == 'mmpretrain' else None) or {}
+    if not unwrap_dataset(loader.get('dataset') or {}).get('pipeline'):
+        raise UserError(f'{cfg.filename} has no test_dataloader with a '
+                        'pipeline, which says how images are prepared')
 
 
 def _find(images: str) -> tuple[Path, list[str]]:
@@ -142,9 +156,6 @@ def _classifier(cfg: Config, checkpoint: str, deploy: bool,
     model.to(get_device())
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     dataset = unwrap_dataset(loader.get('dataset') or {})
-    if not dataset.get('pipeline'):
-        raise UserError(f'{cfg.filename} has no test_dataloader with a '
-                        'pipeline, which says how images are prepared')
     # Images are read here, in the channels that the network takes.
     transforms = [t for t in dataset.pipeline
                   if type_name(t) != 'LoadImageFromFile']

@@ -1,20 +1,24 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Evaluate a checkpoint of a config of any toolbox."""
 import copy
+import os
 import os.path as osp
 
 import mmengine
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
 from ..checkpoints import load_checkpoint, load_state_dict
 from ..reparam.switch import switch_loaded
-from ..utils.building import check_data, unwrap_dataset
-from ..utils.config_options import scope_name, type_name
+from ..utils.building import check_data, config_files, unwrap_dataset
+from ..utils.config_options import check_parts, scope_name, type_name
 from ..utils.errors import UserError
+from ..utils.files import check_output, replace_atomically
 from .launch import (
     build_runner,
     plain_errors,
@@ -59,7 +63,8 @@ def test(config: str,
         work_dir (str, optional): Folder for the metrics. Defaults to None:
             what the config says, else ``work_dirs/CONFIG``.
         out (str, optional): A file for the results: .pkl for predictions,
-            .pkl, .json or .yaml for metrics. Defaults to None: none.
+            .pkl, .json or .yaml for metrics. An existing file is replaced, as
+            by mmpretrain's tool. Defaults to None: none.
         out_item (str, optional): What ``out`` holds, 'pred' or 'metrics'.
             Defaults to None, which is 'pred'.
         show_dir (str, optional): A folder for images with the predictions
@@ -100,11 +105,11 @@ def test(config: str,
     if compile and tta:
         raise UserError('--compile and --tta do not go together: images of '
                         'each augmentation would be compiled for')
-    _check_out(out, out_item)
     cfg = read_run_config(config, work_dir, launcher, cfg_options,
                           allow_new_keys)
-    if not cfg.get('test_dataloader'):
-        raise UserError(f'{config} has no test_dataloader')
+    _check_out(out, out_item, [checkpoint, *config_files(cfg)])
+    check_parts(cfg, 'testing', 'model', 'test_dataloader', 'test_cfg',
+                'test_evaluator')
     if data is not None:
         use_image_folder(cfg, data, checkpoint, check_images)
     check_data(cfg, 'test_dataloader')
@@ -132,18 +137,33 @@ def test(config: str,
         load_state_dict(model, content.get('state_dict', content), checkpoint)
         if out and out_item != 'metrics':
             runner.test_evaluator.metrics.append(
-                DumpResults(out_file_path=out))
+                _DumpAtomically(out_file_path=out))
         if show_dir:
             _keep_apart(runner.visualizer)
         if deploy:
             _deploy(runner, model, checkpoint, compile)
         metrics = runner.test()
-    if out and out_item == 'metrics':
-        mmengine.dump(metrics, out)
+    if out and out_item == 'metrics' and is_main_process():
+        _dump(metrics, out)
     return metrics
 
 
-def _check_out(out: str | None, out_item: str | None) -> None:
+class _DumpAtomically(DumpResults):
+    """mmengine's ``DumpResults``, which replaces its file at once."""
+
+    def compute_metrics(self, results: list) -> dict:
+        _dump(results, self.out_file_path)
+        return {}
+
+
+def _dump(results: list | dict, out: str) -> None:
+    with replace_atomically(out) as temporary:
+        mmengine.dump(results, str(temporary))
+    print_log(f'The results are in {out}', logger='current')
+
+
+def _check_out(out: str | None, out_item: str | None,
+               inputs: list[str]) -> None:
     if out_item and not out:
         raise UserError('--out-item needs --out, the file that it goes to')
     if out and osp.splitext(out)[1] not in ('.pkl', '.json', '.yaml', '.yml'):
@@ -151,6 +171,9 @@ def _check_out(out: str | None, out_item: str | None) -> None:
     if out and out_item != 'metrics' and not out.endswith('.pkl'):
         raise UserError('predictions hold tensors, so --out must end in .pkl '
                         f'or --out-item be metrics, got {out}')
+    if out:
+        os.makedirs(osp.dirname(out) or '.', exist_ok=True)
+        check_output(out, inputs, force=True)
 
 
 def _deploy(runner: Runner, model: nn.Module, checkpoint: str,
@@ -159,6 +182,9 @@ def _deploy(runner: Runner, model: nn.Module, checkpoint: str,
     layers = switch_loaded(model, checkpoint)
     runner.logger.info(f'Merged {layers} layers before testing')
     if compile:
+        if not hasattr(model, 'backbone'):
+            raise UserError(f'--compile is for a model with a backbone, and a '
+                            f'{type(model).__name__} has none')
         from ..export import optimize_for_inference
         batch = next(iter(runner.test_loop.dataloader))
         inputs = model.data_preprocessor(batch, False)['inputs']
@@ -168,7 +194,8 @@ def _deploy(runner: Runner, model: nn.Module, checkpoint: str,
 
 def _visualize(cfg: Config, show: bool, show_dir: str | None,
                interval: int, wait_time: float) -> None:
-    hook = cfg.get('default_hooks', {}).get('visualization')
+    check_parts(cfg, 'drawing the predictions', 'default_hooks', 'visualizer')
+    hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise UserError(f'{cfg.filename} has no default_hooks.visualization, '
                         'which draws the predictions')
@@ -217,7 +244,10 @@ def _keep_apart(visualizer: Visualizer) -> None:
 
 def _add_tta(cfg: Config) -> None:
     scope = scope_name(cfg)
-    dataset = unwrap_dataset(cfg.test_dataloader.dataset)
+    dataset = unwrap_dataset(cfg.test_dataloader.get('dataset') or {})
+    if not dataset.get('pipeline'):
+        raise UserError(f'{cfg.filename} has no pipeline in its '
+                        'test_dataloader, which --tta needs')
     # The toolboxes' own defaults; mmseg has none, and this is what its
     # configs have. With their scope, since a config need not have a default.
     model, pack = dict(

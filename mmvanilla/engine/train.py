@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from ..checkpoints import load_checkpoint
 from ..utils.building import check_data
-from ..utils.config_options import type_name
+from ..utils.config_options import check_parts, type_name
 from ..utils.errors import UserError
 from .console import ConsoleHook
 from .hooks.head_size_hook import HeadSizeHook
@@ -80,6 +80,8 @@ def train(config: str,
     """
     cfg = read_run_config(config, work_dir, launcher, cfg_options,
                           allow_new_keys)
+    check_parts(cfg, 'training', 'model', 'train_dataloader', 'train_cfg',
+                'optim_wrapper')
     if not validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if amp:
@@ -159,6 +161,11 @@ def _scale_lr(runner: Runner, scale: dict, enable: bool) -> None:
         raise UserError("auto_scale_lr.rule must be 'linear' or 'sqrt', but "
                         f'got {rule!r}')
     base = scale['base_batch_size']
+    if not cfg.train_dataloader.get('batch_size'):
+        if enable:
+            raise UserError(f'{cfg.filename} has no train_dataloader.'
+                            'batch_size, which --auto-scale-lr needs')
+        return
     batch = runner.world_size * cfg.train_dataloader.batch_size
     total = batch * (cfg.optim_wrapper.get('accumulative_counts') or 1)
     if enable:

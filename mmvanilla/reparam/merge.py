@@ -130,8 +130,8 @@ def reparameterize(cfg: Config,
     content = load_checkpoint(checkpoint)
     meta = content.get('meta', {})
     state_dict = content.get('state_dict', content)
-    new_cfg = make_deploy_config(cfg, form)
     model = build_model(cfg)
+    new_cfg = make_deploy_config(cfg, form)
     if set(state_dict) != set(model.state_dict()) and (
             set(state_dict) == set(build_model(new_cfg).state_dict())):
         raise UserError(f'{checkpoint} is in {form} form already')

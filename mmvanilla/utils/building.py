@@ -15,7 +15,12 @@ from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from .config_options import apply_cfg_options, scope_name, type_name
+from .config_options import (
+    apply_cfg_options,
+    check_parts,
+    scope_name,
+    type_name,
+)
 from .errors import UserError
 from .requirements import require
 from .terminal import import_toolbox
@@ -102,8 +107,7 @@ def build_model(cfg: Config) -> nn.Module:
         UserError: If the config has no model, or one that does not build:
             an unknown type or argument, or a value that is refused.
     """
-    if 'model' not in cfg:
-        raise UserError(f'{cfg.filename} has no model')
+    check_parts(cfg, 'building it', 'model')
     with scope_of(cfg):
         # `init_cfg` is not applied, nor its weights downloaded: callers load
         # a checkpoint.

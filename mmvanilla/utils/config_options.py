@@ -91,6 +91,23 @@ def scope_name(cfg: Config) -> str:
     return TOOLBOXES[0]
 
 
+def check_parts(cfg: Config, what: str, *names: str) -> None:
+    """Refuse a config that lacks a part.
+
+    Args:
+        cfg (Config): A config.
+        what (str): What needs the parts, for the error.
+        *names (str): Keys of the config, as 'train_dataloader'.
+
+    Raises:
+        UserError: If one of them is missing or None.
+    """
+    missing = [name for name in names if cfg.get(name) is None]
+    if missing:
+        raise UserError(f'{cfg.filename} has no {" and no ".join(missing)}, '
+                        f'which {what} needs')
+
+
 def apply_cfg_options(cfg: Config,
                       options: dict,
                       allow_new_keys: bool = False) -> None:

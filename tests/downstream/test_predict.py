@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from downstream.shapes import CLASSES, draw
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
 from tiny import ROOT
@@ -104,3 +105,17 @@ def test_weights_of_another_network(network, images):
     with pytest.raises(UserError, match='does not fit'):
         predict(str(images), str(CONFIGS / f'{other}_shapes.py'),
                 str(checkpoint))
+
+
+@pytest.mark.parametrize('part, message', [
+    ('visualizer', 'has no visualizer, which prediction needs'),
+    ('test_dataloader', 'has no test_dataloader with a pipeline'),
+])
+def test_a_config_without_a_part(network, images, tmp_path, part, message):
+    _, config, checkpoint = network
+    cfg = Config.fromfile(config)
+    cfg.pop(part)
+    cfg.dump(tmp_path / 'config.py')
+    with pytest.raises(UserError, match=message):
+        predict(str(images), str(tmp_path / 'config.py'), str(checkpoint),
+                str(tmp_path / 'drawn'))

@@ -112,6 +112,8 @@ def test_a_published_name(folder, tmp_path, monkeypatch):
      'did you mean vanillanet-6_8xb128_in1k'),
     (dict(model='alone.py', checkpoint=None),
      r'no checkpoint of alone\.py is known'),
+    (dict(model='no_model.py'), 'no_model.py has no model, which prediction'),
+    (dict(model='no_data.py'), 'no_data.py has no test_dataloader with a pip'),
     (dict(checkpoint='nowhere.pth'), r'nowhere\.pth'),
     (dict(checkpoint='grey.pth'), r'grey\.pth does not fit'),
     (dict(checkpoint='half.pth', deploy=True), 'lambda is 0.5'),
@@ -123,6 +125,13 @@ def test_refusals(folder, monkeypatch, change, message):
     monkeypatch.chdir(folder)
     Path('empty').mkdir(exist_ok=True)
     Path('alone.py').write_text(Path('colour.py').read_text())
+    for name, parts in dict(
+            no_model=['model'],
+            no_data=['test_dataloader', 'val_dataloader']).items():
+        cfg = Config.fromfile('colour.py')
+        for part in parts:
+            cfg.pop(part)
+        cfg.dump(f'{name}.py')
     half = torch.load('colour.pth', weights_only=True)
     for key in half['state_dict']:
         if re.search(r'\.lam$', key):

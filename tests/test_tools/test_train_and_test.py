@@ -24,6 +24,8 @@ from tiny import (
     tiny_cfg,
 )
 
+from mmvanilla.engine.test import test
+
 
 @pytest.fixture
 def call(monkeypatch, capfd):
@@ -123,16 +125,40 @@ def test_out_and_show_dir(trained, tmp_path, call):
     assert done.returncode == 0, done.stderr
     assert len(load_results(tmp_path / 'pred.pkl')) == 32
     assert len(list((tmp_path / 'shown').rglob('*.png'))) == 4
+    (tmp_path / 'metrics.json').write_text('of an earlier test')
     call(*test, '--out', 'metrics.json', '--out-item', 'metrics',
          cwd=tmp_path)
     assert set(json.loads(
         (tmp_path / 'metrics.json').read_text())) == {'accuracy/top1'}
 
 
+@pytest.mark.parametrize('item', ['pred', 'metrics'])
+def test_results_are_written_whole(trained, tmp_path, item, monkeypatch):
+    """A process that fails while it writes leaves what was there."""
+
+    def fail(obj, file, *args, **kwargs):
+        Path(file).write_text('half of it')
+        raise ZeroDivisionError
+
+    monkeypatch.setattr('mmvanilla.engine.test.mmengine.dump', fail)
+    out = tmp_path / 'results.pkl'
+    out.write_text('of an earlier test')
+    with pytest.raises(ZeroDivisionError):
+        test(str(trained / 'config.py'),
+             str(trained / 'work' / 'epoch_4.pth'),
+             work_dir=str(tmp_path / 'work'), out=str(out), out_item=item,
+             cfg_options=dict(experiment_name=f'whole_{item}'))
+    assert out.read_text() == 'of an earlier test'
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'results.pkl', 'work']
+
+
 def test_refusals(trained, tmp_path, monkeypatch, capfd):
     config, done = trained / 'config.py', trained / 'work' / 'epoch_4.pth'
     half = trained / 'work' / 'epoch_2.pth'
     (tmp_path / 'text.pth').write_text('hello')
+    shutil.copy(done, tmp_path / 'model.pkl')
+    (tmp_path / 'folder.pkl').mkdir()
     content = read(done)
     torch.save({k: content[k] for k in ('state_dict', 'meta')},
                tmp_path / 'weights.pth')
@@ -145,6 +171,9 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
          r'does not fit the config: backbone\.stem\.act\.conv\.weight has '
          r'shape \(4, 1, 7, 7\) for \(4, 1, 5, 5\)'),
         (['test.py', config, done, '--out', 'x.txt'], r'must end in \.pkl'),
+        (['test.py', config, 'model.pkl', '--out', 'model.pkl'],
+         r'cannot write to model\.pkl: it is model\.pkl, which this'),
+        (['test.py', config, done, '--out', 'folder.pkl'], 'it is a folder'),
         (['test.py', config, done, '--out-item', 'pred'], 'needs --out'),
         (['test.py', config, done, '--compile'], '--compile needs --deploy'),
         (['train.py', config, '--cfg-options', 'train_cfg.max_epochs', '1'],
@@ -163,6 +192,47 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
     ]:
         error = refused(monkeypatch, capfd, *args, cwd=tmp_path)
         assert re.search(message, error), error
+
+
+@pytest.mark.parametrize('part, args, message', [
+    ('model', ['train.py'], 'no model, which training needs'),
+    ('train_cfg', ['train.py'], 'no train_cfg, which training needs'),
+    ('optim_wrapper', ['train.py', '--amp'], 'no optim_wrapper, which'),
+    ('train_dataloader', ['train.py', '--data', '.'], 'no train_dataloader'),
+    ('train_dataloader.batch_size', ['train.py', '--auto-scale-lr'],
+     r'no train_dataloader\.batch_size, which --auto-scale-lr needs'),
+    ('test_cfg', ['test.py', '--amp'], 'no test_cfg, which testing needs'),
+    ('test_evaluator', ['test.py'], 'no test_evaluator, which testing'),
+    ('test_dataloader.dataset.pipeline', ['test.py', '--tta'],
+     'no pipeline in its test_dataloader, which --tta needs'),
+    ('default_hooks', ['test.py', '--show-dir', 'shown'],
+     'no default_hooks, which drawing'),
+    ('visualizer', ['test.py', '--show-dir', 'shown'],
+     'no visualizer, which drawing'),
+    ('default_hooks.visualization', ['test.py', '--show'],
+     r'no default_hooks\.visualization'),
+    ('model', ['reparam.py', 'out.pth'], 'no model'),
+    ('model', ['reparam.py', 'out.pth', '--data', '.'], 'no model'),
+    ('model', ['export.py', 'net.pt2', '--format', 'pt2'], 'no model'),
+], ids=str)
+def test_a_config_without_what_an_option_changes(
+        part, args, message, trained, tmp_path, monkeypatch, capfd):
+    cfg = tiny_cfg('work')
+    *parents, last = part.split('.')
+    node = cfg
+    for name in parents:
+        node = node[name]
+    if part.endswith('batch_size'):
+        node.batch_sampler = dict(
+            type='BatchSampler', drop_last=False, batch_size=node.batch_size)
+        cfg.auto_scale_lr = dict(base_batch_size=16)
+    node.pop(last)
+    cfg.dump(tmp_path / 'config.py')
+    checkpoint = trained / 'work' / 'epoch_4.pth'
+    tool, *options = args
+    files = ['config.py'] + [checkpoint] * (tool != 'train.py')
+    error = refused(monkeypatch, capfd, tool, *files, *options, cwd=tmp_path)
+    assert re.search(message, error), error
 
 
 def test_missing_data_is_one_sentence(tmp_path, monkeypatch, capfd):

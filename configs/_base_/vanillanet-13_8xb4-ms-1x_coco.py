@@ -55,3 +55,9 @@ param_scheduler = [
         gamma=0.1)
 ]
 auto_scale_lr = dict(base_batch_size=32)
+
+# Checkpoints are whole after a kill, and a resumed run goes on as if it had
+# not been stopped.
+default_hooks = dict(
+    checkpoint=dict(type='mmpretrain.AtomicCheckpointHook'),
+    data_loading=dict(type='mmpretrain.DataLoadingHook'))

@@ -22,6 +22,11 @@ model = dict(
 # Batch norms become SyncBN where there are several processes.
 sync_bn = 'torch'
 
+# Checkpoints are whole after a kill. The cached mosaic and mixup of a resumed
+# run start empty.
+default_hooks = dict(
+    checkpoint=dict(type='mmpretrain.AtomicCheckpointHook'),
+    data_loading=dict(type='mmpretrain.DataLoadingHook'))
 custom_hooks = [
     # Lambda is 1 after a third of the epochs.
     dict(type='mmpretrain.DeepTrainingHook', decay_epochs=100),

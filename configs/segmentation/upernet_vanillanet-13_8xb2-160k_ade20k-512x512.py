@@ -155,11 +155,14 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
+    # Checkpoints are whole after a kill, and a resumed run goes on as if it
+    # had not been stopped.
     checkpoint=dict(
-        type='CheckpointHook',
+        type='mmpretrain.AtomicCheckpointHook',
         by_epoch=False,
         interval=16000,
         save_best='mIoU'),
+    data_loading=dict(type='mmpretrain.DataLoadingHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))
 env_cfg = dict(

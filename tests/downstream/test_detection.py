@@ -1,9 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from tiny import ROOT, lams, read, run_tool, tiny_cfg
+from tiny import ROOT, assert_same_weights, lams, read, run_tool, tiny_cfg
 from tiny import train as train_tiny
 
 NEEDS = 'the README tells how to install the toolboxes'
@@ -26,6 +28,7 @@ from mmdet.structures.mask import BitmapMasks  # noqa: E402
 from mmengine.model import convert_sync_batchnorm  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
+from mmvanilla.engine.train import train  # noqa: E402
 from mmvanilla.reparam.merge import reparameterize  # noqa: E402
 
 NAMES = ['retinanet', 'mask-rcnn']
@@ -264,6 +267,35 @@ def test_pretrained_backbone(tmp_path):
     assert loaded.keys() == wanted.keys()
     assert [k for k in wanted if k.endswith('.lam')]
     assert not [k for k in wanted if not torch.equal(loaded[k], wanted[k])]
+
+
+def test_resumed_run_is_bit_identical(shapes, tmp_path):
+    options = dict(x.split('=') for x in data_options('retinanet', shapes))
+    options |= {
+        'train_cfg.max_epochs': 2,
+        'train_cfg.val_interval': 2,
+        'train_dataloader.dataset.indices': 16,
+        'val_dataloader.dataset.indices': 8,
+        'default_hooks.checkpoint.interval': 1,
+        'default_hooks.checkpoint.max_keep_ckpts': -1,
+    }
+    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+    for work_dir in (whole, resumed):
+        train(str(CONFIGS / 'retinanet_shapes.py'), str(work_dir),
+              resume='auto' if work_dir == resumed else None,
+              cfg_options=dict(options, experiment_name=work_dir.name))
+        # What is there if the run is killed in its second epoch.
+        resumed.mkdir(exist_ok=True)
+        shutil.copy(whole / 'epoch_1.pth', resumed)
+    first, second = (read(x / 'epoch_2.pth') for x in (whole, resumed))
+    assert second['meta']['iter'] == 8
+    assert_same_weights(first['state_dict'], second['state_dict'])
+    moments, others = (x['optimizer']['state'] for x in (first, second))
+    assert len(moments) == len(others) > 0
+    for key in moments:
+        assert_same_weights(
+            {k: torch.as_tensor(v) for k, v in moments[key].items()},
+            {k: torch.as_tensor(v) for k, v in others[key].items()})
 
 
 def test_two_processes(shapes, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from .program import DynamicShapes, InBfloat16, export_program
+from .program import DynamicShapes, export_program
 
 SUFFIX = '.pt2'
 PACKAGES = ()
@@ -23,10 +23,8 @@ def write(network: nn.Module, example: Tensor, path: Path,
           shapes: DynamicShapes, metadata: dict, precision: str,
           calibration: list[Tensor] | None) -> None:
     """Write a network; see :func:`mmvanilla.export.backends.write`."""
-    if precision == 'bf16':
-        network = InBfloat16(network)
     torch._inductor.aoti_compile_and_package(
-        export_program(network, example, shapes),
+        export_program(network, example, shapes, precision),
         package_path=str(path),
         inductor_configs={
             'freezing': True,  # weights are packed once, when compiling

@@ -27,8 +27,10 @@ def dynamic_shapes(batch: bool, size: bool) -> DynamicShapes:
     return (dims, ) if dims else None
 
 
-def export_program(network: nn.Module, example: Tensor,
-                   shapes: DynamicShapes) -> torch.export.ExportedProgram:
+def export_program(network: nn.Module,
+                   example: Tensor,
+                   shapes: DynamicShapes,
+                   precision: str = 'fp32') -> torch.export.ExportedProgram:
     """Run ``torch.export`` on a network.
 
     Args:
@@ -36,10 +38,14 @@ def export_program(network: nn.Module, example: Tensor,
         example (Tensor): An input, (N, C, H, W); N at least 2 where the batch
             is dynamic, since 1 would be taken for a constant.
         shapes (DynamicShapes): From :func:`dynamic_shapes`.
+        precision (str): 'fp32', or 'bf16' to compute in bfloat16, with inputs
+            and outputs in float32. Defaults to 'fp32'.
 
     Raises:
         UserError: If the network cannot be exported.
     """
+    if precision == 'bf16':
+        network = InBfloat16(network)
     try:
         program = torch.export.export(
             network, (example, ),
@@ -77,7 +83,8 @@ def onnx_model(network: nn.Module, example: Tensor, shapes: DynamicShapes):
     """A network as an ``onnx.ModelProto``, with its weights inside.
 
     Its input is called ``input``; its outputs are called as the network's
-    ``output_names``. The arguments are those of :func:`export_program`.
+    ``output_names``. The arguments are those of :func:`export_program`,
+    without the precision.
 
     Raises:
         UserError: If the network cannot be exported.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .program import DynamicShapes, InBfloat16, export_program
+from .program import DynamicShapes, export_program
 
 SUFFIX = '.pt2'
 PACKAGES = ()
@@ -18,10 +18,8 @@ def write(network: nn.Module, example: Tensor, path: Path,
           shapes: DynamicShapes, metadata: dict, precision: str,
           calibration: list[Tensor] | None) -> None:
     """Write a network; see :func:`mmvanilla.export.backends.write`."""
-    if precision == 'bf16':
-        network = InBfloat16(network)
     torch.export.save(
-        export_program(network, example, shapes),
+        export_program(network, example, shapes, precision),
         str(path),
         extra_files={'metadata.json': json.dumps(metadata)})
 

@@ -81,7 +81,10 @@ def test_bf16_is_close(format, tmp_path):
     with torch.no_grad():
         out = open_exported(path, format, 'bf16')(x)
         assert out[0].dtype == torch.float32
-        assert relative_error(out, net(x)) < 0.02
+        error = relative_error(out, net(x))
+    assert error < 0.02
+    # OpenVINO rounds only on CPUs that compute in bfloat16.
+    assert format == 'openvino' or error > 1e-4
 
 
 def test_outputs_of_a_backbone_have_names(tmp_path):

@@ -269,6 +269,16 @@ def test_pretrained_backbone(tmp_path):
     assert not [k for k in wanted if not torch.equal(loaded[k], wanted[k])]
 
 
+@pytest.mark.parametrize(
+    'config',
+    sorted((ROOT / 'configs').glob('*ion/*.py')),
+    ids=lambda path: path.stem)
+def test_every_config_saves_whole_checkpoints(config):
+    hooks = Config.fromfile(config).default_hooks
+    assert hooks.checkpoint.type == 'mmpretrain.AtomicCheckpointHook'
+    assert hooks.data_loading.type == 'mmpretrain.DataLoadingHook'
+
+
 def test_resumed_run_is_bit_identical(shapes, tmp_path):
     options = dict(x.split('=') for x in data_options('retinanet', shapes))
     options |= {

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Make a config read a folder of images, as ``--data`` does."""
+import logging
 import os
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def use_image_folder(cfg: Config,
         skip = set(unreadable(root, images))
         if skip:
             print_log(f'{len(skip)} of {len(images)} images are unreadable '
-                      f'and are left out: {some(sorted(skip))}', 'current', 30)
+                      f'and are left out: {some(sorted(skip))}', 'current',
+                      logging.WARNING)
     if 'train' in splits and not evaluates:
         _check_batch(cfg, len(_images(splits['train']) - skip))
 

@@ -22,7 +22,7 @@ def plot_curves(work_dir: str | Path) -> Path:
     from its own first point on.
 
     Args:
-        work_dir (str): The work dir of a run.
+        work_dir (str | Path): The work dir of a run.
 
     Returns:
         Path: ``WORK_DIR/curves.png``, which was written.

@@ -55,6 +55,10 @@ def _convert(node, types: tuple, argument: dict) -> None:
     elif isinstance(node, dict):
         if type_name(node) in types:
             node.update(argument)
+        # A written config holds names. mmcv finds this function by its own
+        # name, not by the module's before it.
+        if getattr(node.get('type'), '__module__', '') == 'mmcv.ops.nms':
+            node['type'] = node['type'].__name__
         init_cfg = node.get('init_cfg')
         if isinstance(init_cfg, dict) and type_name(init_cfg) in (
                 'Pretrained', 'PretrainedInit'):

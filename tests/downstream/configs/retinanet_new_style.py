@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """A narrow RetinaNet in mmengine's new style, as mmdet's own are."""
+from mmcv.ops import nms
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import (
@@ -76,7 +77,7 @@ model = dict(
     test_cfg=dict(
         nms_pre=100,
         score_thr=0.0,
-        nms=dict(type='nms', iou_threshold=0.5),
+        nms=dict(type=nms, iou_threshold=0.5),
         max_per_img=10))
 
 data_root = 'data/shapes/'

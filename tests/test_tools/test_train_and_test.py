@@ -24,7 +24,7 @@ from tiny import (
     tiny_cfg,
 )
 
-from mmvanilla.engine.test import test
+from mmvanilla.engine.test import test as evaluate
 
 
 @pytest.fixture
@@ -144,10 +144,13 @@ def test_results_are_written_whole(trained, tmp_path, item, monkeypatch):
     out = tmp_path / 'results.pkl'
     out.write_text('of an earlier test')
     with pytest.raises(ZeroDivisionError):
-        test(str(trained / 'config.py'),
-             str(trained / 'work' / 'epoch_4.pth'),
-             work_dir=str(tmp_path / 'work'), out=str(out), out_item=item,
-             cfg_options=dict(experiment_name=f'whole_{item}'))
+        evaluate(
+            str(trained / 'config.py'),
+            str(trained / 'work' / 'epoch_4.pth'),
+            work_dir=str(tmp_path / 'work'),
+            out=str(out),
+            out_item=item,
+            cfg_options=dict(experiment_name=f'whole_{item}'))
     assert out.read_text() == 'of an earlier test'
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         'results.pkl', 'work']

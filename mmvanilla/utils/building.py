@@ -198,10 +198,9 @@ def real_batches(cfg: Config,
     Raises:
         UserError: If the data set is empty, or the loader cannot be built.
     """
-    loader = cfg.get(f'{split}_dataloader')
-    if not loader or missing_data(loader.dataset):
+    loader = copy.deepcopy(cfg.get(f'{split}_dataloader') or {})
+    if not loader.get('dataset') or missing_data(loader.dataset):
         return None
-    loader = copy.deepcopy(loader)
     loader.update(num_workers=0, persistent_workers=False)
     loader.pop('prefetch_factor', None)  # invalid without workers
     if loader.get('batch_size'):

@@ -173,3 +173,10 @@ def test_missing_data(dataset, holds, tmp_path):
 def test_other_data_sets_are_left_to_the_toolbox(name, tmp_path):
     assert missing_data(
         dict(type=name, data_root=str(tmp_path / 'none'), split='val')) is None
+
+
+@pytest.mark.parametrize('loader', [None, {}, dict(batch_size=2)])
+def test_real_batches_of_a_loader_without_data(loader):
+    cfg = read_config(str(DIGITS))
+    cfg.val_dataloader = loader
+    assert real_batches(cfg, 2) is None

@@ -15,8 +15,9 @@ from ..datasets.image_folder import (
     read_split,
     unreadable,
 )
-from ..utils.building import image_channels, unwrap_dataset
+from ..utils.building import image_channels
 from ..utils.config_options import check_parts, scope_name, type_name
+from ..utils.data import unwrap_dataset
 from ..utils.errors import UserError
 from ..utils.terminal import some
 

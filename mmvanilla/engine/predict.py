@@ -17,15 +17,9 @@ from mmpretrain.visualization import UniversalVisualizer
 from ..checkpoints import load_checkpoint, load_weights
 from ..datasets.image_folder import SUFFIXES, decode, find_images
 from ..reparam.switch import switch_loaded
-from ..utils.building import (
-    build_model,
-    class_names,
-    image_channels,
-    read_config,
-    scope_of,
-    unwrap_dataset,
-)
+from ..utils.building import build_model, image_channels, read_config, scope_of
 from ..utils.config_options import check_parts, scope_name, type_name
+from ..utils.data import class_names, unwrap_dataset
 from ..utils.errors import UserError
 from ..utils.tables import markdown_table
 from ..utils.terminal import some, track

@@ -15,8 +15,9 @@ from torch import nn
 
 from ..checkpoints import load_checkpoint, load_state_dict
 from ..reparam.switch import switch_loaded
-from ..utils.building import check_data, config_files, unwrap_dataset
+from ..utils.building import config_files
 from ..utils.config_options import check_parts, scope_name, type_name
+from ..utils.data import check_data, unwrap_dataset
 from ..utils.errors import UserError
 from ..utils.files import check_output, replace_atomically
 from .launch import (

@@ -11,8 +11,8 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..checkpoints import load_checkpoint
-from ..utils.building import check_data
 from ..utils.config_options import check_parts, type_name
+from ..utils.data import check_data
 from ..utils.errors import UserError
 from .console import ConsoleHook
 from .hooks.head_size_hook import HeadSizeHook

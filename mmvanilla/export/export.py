@@ -17,13 +17,8 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_weights, local_path
 from ..reparam.switch import switch_loaded
-from ..utils.building import (
-    build_model,
-    missing_data,
-    random_batches,
-    real_batches,
-    scope_of,
-)
+from ..utils.building import build_model, scope_of
+from ..utils.data import missing_data, random_batches, real_batches
 from ..utils.errors import UserError
 from ..utils.files import check_output, replace_together
 from ..utils.tables import markdown_table

@@ -4,7 +4,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..utils.building import class_names
+from ..utils.data import class_names
 from ..utils.errors import UserError
 from ..utils.files import MARK
 from ..version import __version__

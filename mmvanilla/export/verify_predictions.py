@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..reparam.verify import OutputComparison
-from ..utils.building import missing_data, scope_of
+from ..utils.building import scope_of
+from ..utils.data import missing_data
 from ..utils.errors import UserError
 from .predictions import PredictionComparison
 from .segmentors import Segmentor

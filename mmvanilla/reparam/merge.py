@@ -17,14 +17,8 @@ from ..checkpoints import (
     load_weights,
     local_path,
 )
-from ..utils.building import (
-    build_model,
-    config_files,
-    random_batches,
-    read_config,
-    real_batches,
-    scope_of,
-)
+from ..utils.building import build_model, config_files, read_config, scope_of
+from ..utils.data import random_batches, real_batches
 from ..utils.errors import UserError
 from ..utils.files import (
     MARK,

@@ -12,12 +12,8 @@ from mmvanilla.checkpoints import load_weights
 from mmvanilla.layers import switch_to_deploy
 from mmvanilla.reparam import merge, switch
 from mmvanilla.reparam.compare_models import compare_models
-from mmvanilla.utils.building import (
-    build_model,
-    random_batches,
-    read_config,
-    scope_of,
-)
+from mmvanilla.utils.building import build_model, read_config, scope_of
+from mmvanilla.utils.data import random_batches
 from mmvanilla.utils.errors import UserError
 
 # A merged layer and one of each head.

@@ -9,7 +9,8 @@ from tiny import read, tiny_cfg
 from mmvanilla.layers import switch_to_deploy
 from mmvanilla.reparam import merge, switch
 from mmvanilla.reparam.compare_models import compare_models
-from mmvanilla.utils.building import build_model, read_config, real_batches
+from mmvanilla.utils.building import build_model, read_config
+from mmvanilla.utils.data import real_batches
 from mmvanilla.utils.errors import UserError
 from mmvanilla.utils.files import is_ours
 

@@ -1,5 +1,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import fcntl
 import importlib.util
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -12,20 +15,35 @@ if not all(map(importlib.util.find_spec, ('mmdet', 'mmseg', 'mmcv._ext'))):
 
 
 @pytest.fixture(scope='session')
-def shapes(tmp_path_factory) -> Path:
-    """A folder of coloured shapes, 400 to train on and 80 held out."""
-    return generate(tmp_path_factory.mktemp('shapes'))
+def shared(tmp_path_factory) -> Path:
+    """A folder of the whole test run: workers of xdist have one in it."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base
+
+
+def once(path: Path, make):
+    """What ``make`` returns, made by the first process that asks for it."""
+    with open(f'{path}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            path.write_bytes(pickle.dumps(make()))
+    return pickle.loads(path.read_bytes())
 
 
 @pytest.fixture(scope='session')
-def runs(shapes, tmp_path_factory):
+def shapes(shared) -> Path:
+    """A folder of coloured shapes, 400 to train on and 80 held out."""
+    return once(shared / 'shapes.pkl', lambda: generate(shared / 'shapes'))
+
+
+@pytest.fixture(scope='session')
+def runs(shapes, shared):
     """Each model's run, done when it is first asked for."""
-    done = {}
 
     def get(name):
-        if name not in done:
-            done[name] = train_and_merge(name, shapes,
-                                         tmp_path_factory.mktemp(name))
-        return done[name]
+        folder = shared / f'run_{name}'
+        folder.mkdir(exist_ok=True)
+        return once(shared / f'run_{name}.pkl',
+                    lambda: train_and_merge(name, shapes, folder))
 
     return get

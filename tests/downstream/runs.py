@@ -2,6 +2,7 @@
 """What the tests of detectors and of segmentors share."""
 import copy
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,11 @@ class Run:
                     '--samples', 4, cwd=self.work_dir)
 
     def _test(self, *args) -> dict:
-        out = self.work_dir / 'metrics.json'
-        tool('test.py', '--work-dir', self.work_dir / 'test', '--out', out,
-             '--out-item', 'metrics', *args, cwd=self.work_dir)
+        # Of its own: two processes may test at the same time.
+        folder = Path(tempfile.mkdtemp(dir=self.work_dir))
+        out = folder / 'metrics.json'
+        tool('test.py', '--work-dir', folder, '--out', out, '--out-item',
+             'metrics', *args, cwd=folder)
         return json.loads(out.read_text())
 
 

@@ -59,7 +59,14 @@ def test_benchmark(name, monkeypatch):
     monkeypatch.setattr(sys, 'argv', shlex.split(command[0]))
     tool = runpy.run_path(str(ROOT / 'tools' / 'benchmark.py'))
     arguments = vars(tool['parse_args']())
-    assert {k: arguments[k] for k in benchmark.settings} == benchmark.settings
+    settings = dict(benchmark.settings)
+    assert sizes(settings.pop('size')) == sizes(arguments.pop('size'))
+    assert {k: arguments[k] for k in settings} == settings
+
+
+def sizes(size: int | list[int]) -> list[int]:
+    """Height and width, of one number or two."""
+    return (2 * [size] if isinstance(size, int) else 2 * size)[:2]
 
 
 def millions(count: int, digits: int) -> str:

@@ -1,9 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """MMVANILLA_ALL_HEADS=1 also tests the heads that take long."""
+import json
 import os
 
 import pytest
 import torch
+from tiny import ROOT
 
 NEEDS = 'the README tells how to install the toolboxes'
 for package in ('mmdet', 'mmseg'):
@@ -15,8 +17,10 @@ pytest.importorskip(
 
 from downstream.heads import (  # noqa: E402
     DETECTORS,
+    OUT,
     SEGMENTORS,
     compare,
+    table,
     train_and_merge,
 )
 
@@ -30,6 +34,17 @@ HEADS = [
     name for name in [*DETECTORS, *SEGMENTORS]
     if name not in SLOW or os.environ.get('MMVANILLA_ALL_HEADS')
 ]
+
+
+def test_page():
+    """The page has the table of the file, and the file all heads."""
+    rows = json.loads(OUT.read_text())
+    assert [row['head'] for row in rows] == [*DETECTORS, *SEGMENTORS]
+    for row in rows:
+        assert row['relative_error'] < 1e-5
+        assert row['same'] >= 0.99 * row['predictions'] > 0
+    page = ROOT / 'docs' / 'en' / 'detection_segmentation.md'
+    assert f'\n{table(rows)}\n' in page.read_text()
 
 
 @pytest.mark.parametrize('name', HEADS)

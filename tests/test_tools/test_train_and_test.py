@@ -82,7 +82,9 @@ def test_amp_on_a_cpu_says_what_it_does(tmp_path, call):
 
 
 @pytest.mark.parametrize('options', [[], ['--deploy'], ['--tta'],
-                                     ['--deploy', '--compile'],
+                                     pytest.param(
+                                         ['--deploy', '--compile'],
+                                         marks=pytest.mark.slow),
                                      ['--deploy', '--compile', 'eager'],
                                      ['--deploy', '--tta']],
                          ids=' '.join)

@@ -50,11 +50,12 @@ def measure(name: str, shapes: Path, folder: Path) -> dict:
                 cfg, run.merged, folder / f'{precision}{suffix}', format,
                 precision, samples=80, max_drop=100).verification
             result['PyTorch'] = {
-                key: found.metrics[key][0] for key in METRICS
+                key: float(found.metrics[key][0]) for key in METRICS
                 if key in found.metrics
             }
             result[f'{format}, {precision}'] = dict(
-                {key: found.metrics[key][1] for key in result['PyTorch']},
+                {key: float(found.metrics[key][1])
+                 for key in result['PyTorch']},
                 counts=found.counts)
     return result
 

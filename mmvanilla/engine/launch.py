@@ -18,7 +18,7 @@ from .console import with_short_log
 
 def read_run_config(config: str, work_dir: str | None, launcher: str,
                     cfg_options: dict | None, allow_new_keys: bool) -> Config:
-    """Read a config; set its launcher and its work dir.
+    """Read a config; set its default scope, its launcher and its work dir.
 
     Args:
         config (str): The config file.
@@ -32,6 +32,9 @@ def read_run_config(config: str, work_dir: str | None, launcher: str,
         UserError: As :func:`mmvanilla.utils.building.read_config`.
     """
     cfg = read_config(config, cfg_options, allow_new_keys)
+    # mmengine would go on with the scope of whatever ran before in this
+    # process.
+    cfg.default_scope = scope_name(cfg)
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir

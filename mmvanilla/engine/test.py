@@ -250,24 +250,22 @@ def _add_tta(cfg: Config) -> None:
         raise UserError(f'{cfg.filename} has no pipeline in its '
                         'test_dataloader, which --tta needs')
     # The toolboxes' own defaults; mmseg has none, and this is what its
-    # configs have. With their scope, since a config need not have a default.
+    # configs have. Without a scope, since mmdet's is in the root registry.
     model, pack = dict(
         mmdet=(dict(
-            type='mmdet.DetTTAModel',
+            type='DetTTAModel',
             tta_cfg=dict(
                 nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
                dict(
-                   type='mmdet.PackDetInputs',
+                   type='PackDetInputs',
                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
                               'scale_factor', 'flip', 'flip_direction'))),
-        mmseg=(dict(type='mmseg.SegTTAModel'),
-               dict(type='mmseg.PackSegInputs')),
-    ).get(scope, (dict(type='mmpretrain.AverageClsScoreTTA'), None))
+        mmseg=(dict(type='SegTTAModel'), dict(type='PackSegInputs')),
+    ).get(scope, (dict(type='AverageClsScoreTTA'), None))
     cfg.setdefault('tta_model', model)
     if 'tta_pipeline' not in cfg:
         *load, last = copy.deepcopy(dataset.pipeline)
-        flips = [dict(type=f'{scope}.RandomFlip', prob=p)
-                 for p in (0.0, 1.0)]
+        flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
         ends = [[pack or last]]
         if scope == 'mmseg':
             # Annotations are of the image before it is flipped.

@@ -4,6 +4,7 @@ import json
 
 import torch
 from downstream.runs import CONFIGS
+from mmengine.registry import DefaultScope
 from tiny import call_tool, read
 
 from mmvanilla.engine.predict import predict
@@ -14,6 +15,8 @@ CONFIG = CONFIGS / 'retinanet_new_style.py'
 
 
 def test_the_tools_know_its_toolbox(shapes, tmp_path, monkeypatch, capfd):
+    # As a run of mmseg in the same process leaves it.
+    DefaultScope.get_instance('of an earlier run', scope_name='mmseg')
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data' / 'shapes').symlink_to(shapes)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 import mmvanilla  # noqa: F401
@@ -167,6 +168,9 @@ def call_tool(monkeypatch, capfd, *args, cwd, code: int = 0) -> str:
     monkeypatch.setattr(sys, 'argv', [tool] + rest)
     capfd.readouterr()
     if code:
+        # The same for a run that fails, whose tool may know no such option:
+        # the logger of the name would write to the stream of an earlier test.
+        MMLogger._instance_dict.clear()
         with pytest.raises(SystemExit) as exit_:
             runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
         assert exit_.value.code == code
@@ -178,7 +182,7 @@ def call_tool(monkeypatch, capfd, *args, cwd, code: int = 0) -> str:
 def refused(monkeypatch, capfd, *args, cwd) -> str:
     """Run one of tools/ in this process and return its one line of error."""
     printed = call_tool(monkeypatch, capfd, *args, cwd=cwd, code=1)
-    assert 'Traceback' not in printed
+    assert 'Traceback' not in printed, printed
     errors = [x for x in printed.splitlines() if x.startswith('error: ')]
     assert len(errors) == 1, printed
     return errors[0]

@@ -2,27 +2,22 @@
 """VanillaNet for the OpenMMLab toolboxes.
 
 Importing the package registers its layers, models, hooks, data sets and
-metrics, and raises ImportError if a required package is missing or too old.
+metrics, the scheme ``vanillanet://`` and the model index, and raises
+ImportError if a required package is missing or too old.
 """
 from .utils.requirements import check_requirements
 from .version import __version__
 
 check_requirements()
 
-from .utils.terminal import quiet_imports  # noqa: E402
-
-with quiet_imports():
-    from . import (  # noqa: F401
-        checkpoints,
-        datasets,
-        engine,
-        evaluation,
-        layers,
-        models,
-        reparam,
-    )
-    from .utils.registration import register_models
-
-register_models()
+from . import (  # noqa: E402, F401
+    checkpoints,
+    datasets,
+    engine,
+    evaluation,
+    layers,
+    models,
+    reparam,
+)
 
 __all__ = ['__version__']

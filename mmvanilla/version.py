@@ -1,2 +1,2 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-__version__ = '0.2.0'
+__version__ = '0.3.0'

@@ -1,59 +1,16 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Output on the terminal."""
-import contextlib
-import importlib
-import io
+"""Text for the terminal: tables, lists, progress."""
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import track as rich_track
-
-T = TypeVar('T')
-# Beginnings of lines and warnings about optional packages, which the toolboxes
-# print when they are imported.
-NOISE = ('Could not import OneDL', )
-WARNINGS = ('Fail to import ``MultiScaleDeformableAttention``', )
+from collections.abc import Iterable, Sequence
 
 
-@contextlib.contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Hide the lines on optional packages that imports print.
-
-    Other lines are printed when the context ends.
-    """
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
-            for message in WARNINGS:
-                warnings.filterwarnings('ignore', message=message)
-            yield
-    finally:
-        for line in printed.getvalue().splitlines():
-            if not line.startswith(NOISE):
-                print(line)
-
-
-def import_toolbox(scope: str) -> None:
-    """Import mmdet or mmseg quietly, before its registries do it."""
-    with quiet_imports():
-        importlib.import_module(f'{scope}.datasets')
-
-
-def track(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    """Iterate over ``items``, with a progress bar on a terminal.
-
-    Args:
-        items (Iterable): What to iterate over.
-        what (str): Label of the bar.
-        total (int): Number of items.
-    """
-    if not sys.stderr.isatty():
-        return items
-    return rich_track(
-        items, what, total, console=Console(stderr=True), transient=True)
+def markdown_table(header: list[str], rows: list[tuple]) -> str:
+    """Format a Markdown table with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    rows = [header, ['-' * w for w in widths], *rows]
+    return '\n'.join(
+        '| ' + ' | '.join(c.ljust(w) for c, w in zip(row, widths)) + ' |'
+        for row in rows)
 
 
 def some(names: Sequence, most: int = 3) -> str:
@@ -62,3 +19,13 @@ def some(names: Sequence, most: int = 3) -> str:
     if len(names) > most:
         shown += f' and {len(names) - most} more'
     return shown
+
+
+def track(items: Iterable, what: str, total: int) -> Iterable:
+    """Iterate over ``items``, with a progress bar on a terminal."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+    return track(
+        items, what, total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,239 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Read configs, build their models, find what their data are."""
+import argparse
+import copy
+import difflib
+import inspect
+import os.path as osp
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+from .errors import UserError
+from .requirements import require
+
+TOOLBOXES = ('mmpretrain', 'mmdet', 'mmseg')
+# Keys that mmengine and the toolboxes read, beside the Runner's arguments.
+KEYS = {
+    'activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_imports',
+    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy',
+    'sync_bn', 'tta_model', 'tta_pipeline'
+} | set(inspect.signature(Runner).parameters)
+
+
+def parse_cfg_options(pairs: Sequence[str] | None) -> dict:
+    """Parse ``KEY=VALUE`` pairs with mmengine's ``DictAction``.
+
+    Raises:
+        UserError: If one of them has no "=".
+    """
+    for pair in pairs or ():
+        if '=' not in pair:
+            raise UserError('--cfg-options takes KEY=VALUE, without spaces '
+                            f'around "=", but got {pair!r}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('pairs', nargs='*', action=DictAction)
+    return parser.parse_args(['--', *pairs]).pairs if pairs else {}
+
+
+def read_config(path: str,
+                cfg_options: dict | None = None,
+                allow_new_keys: bool = False) -> Config:
+    """Read a config of any OpenMMLab toolbox.
+
+    Args:
+        path (str): The config file.
+        cfg_options (dict, optional): Values by dotted keys that replace
+            those of the file, from ``--cfg-options``. Defaults to None.
+        allow_new_keys (bool): Whether their first keys may be unknown.
+            Defaults to False.
+
+    Raises:
+        UserError: If there is no such file, it is not a config, an option
+            has an unknown key, or the config's toolbox is not installed.
+    """
+    if not osp.isfile(path):
+        raise UserError(f'no config at {path}')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as e:  # a config is a program: it may raise anything
+        for name in TOOLBOXES[1:]:
+            if isinstance(e, ImportError) and name in str(e):
+                require(name)
+        cause = e.__cause__ or e
+        reason = str(cause).splitlines()[0] if str(cause) else 'no reason'
+        raise UserError(f'cannot read {path} as a config: '
+                        f'{type(cause).__name__}: {reason}') from e
+    scope = scope_name(cfg)
+    if scope in TOOLBOXES[1:]:
+        require(scope)
+    for key in cfg_options or {}:
+        first = key.partition('.')[0]
+        if first in cfg or first in KEYS or allow_new_keys:
+            continue
+        near = difflib.get_close_matches(first, {*cfg, *KEYS}, 1, 0.5)
+        raise UserError(
+            f'--cfg-options {key}: the config has no {first}' +
+            (f'; did you mean {near[0]}?' if near else '') +
+            ' (--allow-new-keys adds a new key)')
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except (AssertionError, IndexError, KeyError, TypeError) as e:
+        raise UserError(f'cannot apply --cfg-options: {e}') from e
+    return cfg
+
+
+def type_name(node) -> str:
+    """Name, without its scope, of the class that a config node builds.
+
+    ``node`` may also be the node's ``type``: a name or, in new-style configs,
+    a class. The name is '' if the node has no type.
+    """
+    if isinstance(node, dict):
+        node = node.get('type', '')
+    name = node if isinstance(node, str) else getattr(node, '__name__', '')
+    return name.split('.')[-1]
+
+
+def scope_name(cfg: Config) -> str:
+    """The toolbox that a config is for.
+
+    This is ``default_scope``. Without it, as in mmdet's new-style configs, it
+    is the toolbox of the model's type, else mmpretrain.
+    """
+    if cfg.get('default_scope'):
+        return cfg.default_scope
+    node = cfg.get('model')
+    while isinstance(node, dict):
+        kind = node.get('type')
+        name = kind if isinstance(kind, str) else getattr(
+            kind, '__module__', '')
+        if name.split('.')[0] in TOOLBOXES:
+            return name.split('.')[0]
+        node = node.get('model')  # inside WithDeepTraining
+    return TOOLBOXES[0]
+
+
+@contextmanager
+def scope_of(cfg: Config) -> Iterator[None]:
+    """Make a config's toolbox the default scope of registries."""
+    with DefaultScope.overwrite_default_scope(scope_name(cfg)):
+        yield
+
+
+def check_parts(cfg: Config, what: str, *names: str) -> None:
+    """Refuse a config that lacks parts (as 'train_dataloader') of a task."""
+    missing = [name for name in names if cfg.get(name) is None]
+    if missing:
+        raise UserError(f'{cfg.filename} has no {" and no ".join(missing)}, '
+                        f'which {what} needs')
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build a config's model, in eval mode, without loading weights.
+
+    Raises:
+        UserError: If the config has no model, or one that does not build.
+    """
+    check_parts(cfg, 'building it', 'model')
+    with scope_of(cfg):
+        # `init_cfg` is not applied, nor its weights downloaded: callers load
+        # a checkpoint.
+        model = copy.deepcopy(cfg.model)
+        # As mmengine's runner does.
+        if cfg.get('data_preprocessor'):
+            model.setdefault('data_preprocessor',
+                             copy.deepcopy(cfg.data_preprocessor))
+        try:
+            return MODELS.build(model).eval()
+        except (AssertionError, AttributeError, ImportError, KeyError,
+                TypeError, ValueError) as e:
+            raise UserError(
+                f'cannot build the model of {cfg.filename}: '
+                f'{type(e).__name__}: {" ".join(str(e).split())}') from e
+
+
+def image_channels(cfg: Config) -> int:
+    """Number of image channels of a config's network; 3 if not given."""
+    node = cfg.model.get('backbone') or cfg.model
+    while isinstance(node.get('model'), dict):  # inside WithDeepTraining
+        node = node['model'].get('backbone') or node['model']
+    return node.get('in_channels', 3)
+
+
+def unwrap_dataset(dataset: dict) -> dict:
+    """The config of a data set without its wrappers, as RepeatDataset."""
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+# Data sets whose layout is known: the end of the sentence about missing data.
+LAYOUTS = dict.fromkeys(
+    ('ImageNet', 'CustomDataset'),
+    ', with one folder of images for each class') | dict.fromkeys(
+        ('CocoDataset', 'ADE20KDataset', 'BaseSegDataset'), '')
+
+
+def missing_data(dataset: dict) -> str | None:
+    """A sentence on the missing files of a data set whose layout is known.
+
+    None if no files are known to be missing: other data sets may download
+    theirs, or report missing ones themselves.
+    """
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    if inner is not None:
+        inner = inner if isinstance(inner, (list, tuple)) else [inner]
+        return next(filter(None, map(missing_data, inner)), None)
+    name = type_name(dataset)
+    if name not in LAYOUTS:
+        return None
+    root = osp.expanduser(dataset.get('data_root') or '')
+    prefixes = dataset.get('data_prefix') or {}
+    if isinstance(prefixes, str):
+        prefixes = dict(img_path=prefixes)
+    parts = [p for p in prefixes.values() if isinstance(p, str) and p]
+    if dataset.get('ann_file'):
+        parts.append(dataset['ann_file'])
+    elif root and not parts and dataset.get('split'):
+        parts.append(dataset['split'])
+    # Files on a server are not checked.
+    paths = [osp.join(root, part) for part in parts] or [root]
+    if all(osp.exists(path) for path in paths if path and '://' not in path):
+        return None
+    return (f'no data for {name}: looked for the folder {root or "."}, which '
+            f'must hold {" and ".join(parts) or "the images"}{LAYOUTS[name]}')
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Raise UserError if files of a config's data loaders are missing."""
+    for loader in loaders:
+        if cfg.get(loader) and isinstance(cfg[loader].get('dataset'), dict):
+            problem = missing_data(cfg[loader].dataset)
+            if problem:
+                raise UserError(problem)
+
+
+def class_names(cfg: Config, meta: dict) -> list[str]:
+    """The classes of a checkpoint's ``meta``, else of the config's data sets.
+
+    Empty where neither names them.
+    """
+    trained = meta.get('dataset_meta') or meta
+    names = trained.get('classes') or trained.get('CLASSES')
+    for split in ('val', 'test', 'train'):
+        loader = cfg.get(f'{split}_dataloader') or {}
+        dataset = unwrap_dataset(loader.get('dataset') or {})
+        if names or not dataset:
+            continue
+        kind = dataset.get('type')
+        if isinstance(kind, str):  # not the class itself, as in new configs
+            with scope_of(cfg):
+                kind = DATASETS.get(kind)
+        names = (dataset.get('metainfo') or {}).get('classes') or (
+            getattr(kind, 'METAINFO', {}).get('classes'))
+    return [str(name) for name in names or ()]

@@ -1,4 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Any network: add deep training, merge it, compare what came out."""
 from ..layers.forms import (
     find_activations,
     find_layers,
@@ -6,11 +7,12 @@ from ..layers.forms import (
     switch_to_deploy,
     switch_to_finetune,
 )
+from .compare import compare
 from .merge import Report, reparameterize
 from .retrofit import Replaced, add_deep_training, build_with_deep_training
 
 __all__ = [
     'Replaced', 'Report', 'add_deep_training', 'build_with_deep_training',
-    'find_activations', 'find_layers', 'reparameterize', 'set_lam',
+    'compare', 'find_activations', 'find_layers', 'reparameterize', 'set_lam',
     'switch_to_deploy', 'switch_to_finetune'
 ]

@@ -1,37 +1,42 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Convert a trained model of any toolbox, write it and verify it."""
 import copy
-import statistics
-import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checkpoints import (
-    load_checkpoint,
-    load_state_dict,
-    load_weights,
-    local_path,
-)
-from ..utils.building import build_model, config_files, read_config, scope_of
-from ..utils.data import random_batches, real_batches
+from ..checkpoints.read import load_checkpoint, load_state_dict, load_weights
+from ..layers.forms import find_layers, switch_to_deploy, switch_to_finetune
+from ..utils.configs import build_model, read_config, scope_of, type_name
 from ..utils.errors import UserError
-from ..utils.files import (
-    MARK,
-    check_output,
-    replace_together,
-    sha256,
-    signed,
-)
-from ..utils.tables import markdown_table
+from ..utils.files import check_output, write_beside
+from ..utils.terminal import markdown_table
 from ..version import __version__
-from .compare_models import ModelComparison, compare_models
-from .deploy_config import FORMS, make_deploy_config
-from .switch import switch_loaded
+from .compare import Comparison, Result, compare, relative_error
+from .samples import find_samples
+
+# For each form: the argument that builds it, the types that take it, and the
+# hooks that the form does not use.
+FORMS = dict(
+    finetune=(dict(deep_training=False),
+              ('VanillaNet', 'VanillaNetHead', 'DeepTrainingConv2d',
+               'WithDeepTraining'), ('DeepTrainingHook', )),
+    deploy=(dict(deploy=True),
+            ('VanillaNet', 'VanillaNetHead', 'DeepTrainingConv2d',
+             'SeriesActivation', 'WithDeepTraining'),
+            ('DeepTrainingHook', 'ReparameterizeHook', 'EMAHook')))
+# Largest relative error of a layer in float64. Weights rounded to float32
+# cause errors of about 1e-7.
+LAYER_TOL = 1e-5
 
 
 @dataclass
@@ -40,34 +45,28 @@ class Report:
 
     Attributes:
         layers (int): Number of converted layers.
-        random (bool): Whether the samples were random images.
         before (dict): ``parameters``, ``macs`` (multiply-accumulates for one
-            sample), ``bytes`` (of the file) and ``seconds`` (median latency
+            sample), ``bytes`` (of the weights) and ``seconds`` (median latency
             of one sample) of the model before conversion.
         after (dict): The same of the converted model.
-        comparison (ModelComparison): Errors and agreement of predictions.
+        comparison (Comparison): Errors and agreement of predictions.
     """
 
     layers: int
-    random: bool
     before: dict[str, float]
     after: dict[str, float]
-    comparison: ModelComparison
+    comparison: Comparison
 
     def table(self) -> str:
         """The report in Markdown."""
-        before, after = self.before, self.after
         rows = [('layers converted', '', f'{self.layers}')]
-        for name, key, unit, scale in [('parameters', 'parameters', 'M', 1e6),
-                                       ('MACs', 'macs', 'M', 1e6),
-                                       ('file size', 'bytes', 'MB', 1e6),
-                                       ('median latency', 'seconds', 'ms',
-                                        1e-3)]:
-            rows.append((name, f'{before[key] / scale:,.2f} {unit}',
-                         f'{after[key] / scale:,.2f} {unit}'))
-        kind = 'random images' if self.random else 'real samples'
-        rows.append(
-            (f'compared on {self.comparison.samples} {kind}', '', ''))
+        for name, key, unit, scale in [
+                ('parameters', 'parameters', 'M', 1e6),
+                ('MACs', 'macs', 'M', 1e6),
+                ('size of the weights', 'bytes', 'MB', 1e6),
+                ('median latency', 'seconds', 'ms', 1e-3)]:
+            rows.append((name, f'{self.before[key] / scale:,.2f} {unit}',
+                         f'{self.after[key] / scale:,.2f} {unit}'))
         rows += [(name, '', value) for name, value in self.comparison.rows()]
         return markdown_table(['', 'before', 'after'], rows)
 
@@ -83,8 +82,10 @@ def reparameterize(cfg: Config,
 
     Writes ``out``, with weights and meta, and beside it, with the suffix
     ``.py``, the config that builds the form. Both files are first written to
-    a temporary folder, read back and compared (:func:`compare_models`) with
-    the model of ``cfg`` and ``checkpoint``.
+    a temporary folder, read back and compared with the model of ``cfg`` and
+    ``checkpoint``: the weights that are not converted bit by bit, each
+    converted layer in float64, the outputs of backbone, neck and heads, and
+    the predictions.
 
     Args:
         cfg (Config): The config that the checkpoint was trained with.
@@ -96,8 +97,7 @@ def reparameterize(cfg: Config,
         samples (int): How many samples of the validation set to compare on;
             random images if its files are not there. Defaults to 64.
         form (str): 'deploy' or 'finetune'. Defaults to 'deploy'.
-        force (bool): Whether to replace files that mmvanilla did not write.
-            Defaults to False.
+        force (bool): Whether to replace existing files. Defaults to False.
 
     Returns:
         Report: Size, latency and errors.
@@ -108,95 +108,211 @@ def reparameterize(cfg: Config,
             not a checkpoint, or ``out`` must not be written. No file is left
             then.
     """
-    out = Path(out)
-    source = local_path(checkpoint)
+    out, checkpoint = Path(out), str(checkpoint)
     paths = [out, out.with_suffix('.py')]
     if out.suffix != '.pth':
         raise UserError(f'the name of the output must end in .pth, got {out}')
     if form not in FORMS:
         raise UserError(f'form must be one of {", ".join(FORMS)}, got {form}')
-    if not samples > 0:
-        raise UserError(f'the number of samples must be positive, got '
-                        f'{samples}')
+    inputs = [checkpoint.split('://')[-1], cfg.filename or checkpoint]
     for path in paths:
-        check_output(path, [source, *config_files(cfg)], force)
+        check_output(path, inputs, force)
 
     content = load_checkpoint(checkpoint)
-    meta = content.get('meta', {})
     state_dict = content.get('state_dict', content)
     model = build_model(cfg)
     new_cfg = make_deploy_config(cfg, form)
     if set(state_dict) != set(model.state_dict()) and (
             set(state_dict) == set(build_model(new_cfg).state_dict())):
         raise UserError(f'{checkpoint} is in {form} form already')
-    load_state_dict(model, state_dict, str(checkpoint))
+    load_state_dict(model, state_dict, checkpoint)
+    if any(_is_channels_last(weight) for weight in state_dict.values()):
+        model.to(memory_format=torch.channels_last)
     merged = copy.deepcopy(model)
     layers = switch_loaded(merged, checkpoint, form)
     if not layers:
         raise UserError(f'the model of {cfg.filename} has no layer to '
                         f'convert: it is in {form} form already, or plain')
+    found = find_samples(cfg, samples)
 
-    batches = real_batches(cfg, samples)
-    is_random = batches is None
-    if is_random:
-        batches = random_batches(cfg, samples)
-    with replace_together(paths) as (weights_path, config_path):
-        torch.save(
-            dict(
-                state_dict=merged.state_dict(),
-                meta=dict(
-                    mmvanilla=MARK,
-                    mmvanilla_version=__version__,
-                    cfg=new_cfg.pretty_text,
-                    dataset_meta=meta.get('dataset_meta', {}),
-                    source_sha256=sha256(source),
-                    form=form,
-                    lam=1.0,
-                    tolerance=tol)), weights_path)
-        config_path.write_text(signed(new_cfg.pretty_text), 'utf-8')
-        del merged
-
+    meta = dict(
+        mmvanilla_version=__version__,
+        cfg=new_cfg.pretty_text,
+        dataset_meta=content.get('meta', {}).get('dataset_meta', {}),
+        form=form,
+        lam=1.0,
+        tolerance=tol)
+    content = dict(state_dict=merged.state_dict(), meta=meta)
+    with write_beside(*paths) as (weights_path, config_path):
+        torch.save(content, weights_path)
+        config_path.write_text(new_cfg.pretty_text, 'utf-8')
         # Verify the files, read as a user reads them.
-        written_cfg = read_config(str(config_path))
-        written = build_model(written_cfg)
+        written = build_model(read_config(str(config_path)))
         load_weights(written, str(weights_path))
-        with scope_of(cfg):
-            comparison = compare_models(model, written, batches, tol,
-                                        f'the {form} form of {checkpoint}')
-        before = dict(_size(model), bytes=source.stat().st_size)
-        after = dict(_size(written), bytes=weights_path.stat().st_size)
+        what = f'the {form} form of {checkpoint}'
+        compare_layers(model, written, what)
         with scope_of(cfg), torch.no_grad():
-            before['macs'] = _macs(model, batches[0])
-            after['macs'] = _macs(written, batches[0])
-            before['seconds'], after['seconds'] = _latencies(
-                [model, written], batches[0])
-    return Report(layers, is_random, before, after, comparison)
+            names = _compared_modules(model)
+            comparison = compare(
+                partial(_run, model, names), partial(_run, written, names),
+                found, tol, what=what)
+            report = Report(layers, _measure(model, found.batches[0]),
+                            _measure(written, found.batches[0]), comparison)
+        meta['max_relative_error'] = comparison.max_rel
+        torch.save(content, weights_path)
+    return report
 
 
-def _size(model: nn.Module) -> dict:
-    return dict(parameters=sum(p.numel() for p in model.parameters()))
+def switch_loaded(model: nn.Module,
+                  checkpoint: str | Path,
+                  form: str = 'deploy') -> int:
+    """Convert a model with a checkpoint's weights, in place.
+
+    Returns how many layers were converted; a UserError names the checkpoint
+    and a layer that cannot be, for example since its lambda is below 1.
+    """
+    switch = dict(deploy=switch_to_deploy, finetune=switch_to_finetune)[form]
+    try:
+        return switch(model)
+    except RuntimeError as e:
+        raise UserError(f'{checkpoint}: {e}') from e
 
 
-def _one_sample(batch: dict) -> dict:
-    return {k: v[:1] for k, v in batch.items()}
+def make_deploy_config(cfg: Config, form: str = 'deploy') -> Config:
+    """Make the config that builds a later form of a config's model.
+
+    Without pretrained weights, ``load_from``, ``resume`` and the hooks that
+    the form does not use. ``cfg`` is not changed.
+    """
+    cfg = copy.deepcopy(cfg)
+    argument, types, unused_hooks = FORMS[form]
+    _convert(cfg.model, types, argument)
+    cfg.load_from = None
+    cfg.resume = False
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks
+                            if type_name(hook) not in unused_hooks]
+    return cfg
 
 
-def _macs(model: nn.Module, batch: dict) -> int:
+def _convert(node, types: tuple, argument: dict) -> None:
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _convert(child, types, argument)
+    elif isinstance(node, dict):
+        if type_name(node) in types:
+            node.update(argument)
+        # A written config holds names. mmcv finds this function by its own
+        # name, not by the module's before it.
+        if getattr(node.get('type'), '__module__', '') == 'mmcv.ops.nms':
+            node['type'] = node['type'].__name__
+        init_cfg = node.get('init_cfg')
+        if isinstance(init_cfg, dict) and type_name(init_cfg) in (
+                'Pretrained', 'PretrainedInit'):
+            node.pop('init_cfg')
+        if node.get('pretrained'):  # argument of timm and older networks
+            node['pretrained'] = False if node['pretrained'] is True else None
+        for child in node.values():
+            _convert(child, types, argument)
+
+
+def compare_layers(reference: nn.Module, converted: nn.Module,
+                   what: str) -> None:
+    """Raise UserError unless a model's layers were converted exactly.
+
+    Weights of other modules are compared bit by bit; each converted layer
+    alone, in float64, on zeros and on noise, which shows errors that are too
+    small to change a network's outputs.
+    """
+    layers = find_layers(reference)
+    inside = tuple(f'{name}.' if name else '' for name in layers)
+    weights, others = reference.state_dict(), converted.state_dict()
+    for key in weights.keys() | others.keys():
+        if not key.startswith(inside) and (
+                key not in weights or key not in others
+                or not torch.equal(weights[key], others[key])):
+            raise UserError(f'{what}: {key} has changed, although it belongs '
+                            'to no converted layer')
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in layers.items():
+        # The first convolution of a layer has the layer's input channels.
+        conv = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
+        size = [d * (k - 1) + 3 for k, d in zip(conv.kernel_size,
+                                                conv.dilation)]
+        noise = torch.randn(
+            1, conv.in_channels, *size, generator=generator).double()
+        pair = [copy.deepcopy(m).double()
+                for m in (layer, converted.get_submodule(name))]
+        for x in (torch.zeros_like(noise), noise):
+            with torch.no_grad():
+                error = relative_error(*(m(x.clone()) for m in pair))
+            if not error <= LAYER_TOL:
+                raise UserError(f'{what}: the relative error of {name} in '
+                                f'float64 is {error:.3g}, over {LAYER_TOL:g}')
+
+
+def _compared_modules(model: nn.Module) -> list[str]:
+    """Names of the modules whose outputs are compared.
+
+    These are the converted layers, backbone and neck and, in the heads, all
+    at the top level or with weights of their own. Second stages, which get
+    the proposals of their own model, are compared by their predictions.
+    """
+    layers = find_layers(model)
+    inside = tuple(f'{name}.' for name in ('backbone', 'neck', *layers))
+    return [name for name, module in model.named_modules()
+            if name and not name.startswith(('roi_head', 'data_preprocessor'))
+            and (name in layers or not name.startswith(inside)
+                 and ('.' not in name or any(
+                     True for _ in module.parameters(recurse=False))))]
+
+
+def _run(model: nn.Module, names: list[str], batch: dict) -> Result:
+    """Predict; keep the outputs of the modules with these names."""
+    tensors = {}
+    calls = Counter()
+
+    def hook(name, module, args, output) -> None:
+        calls[name] += 1
+        kind = 'output'
+        if name.startswith(('backbone', 'neck')):
+            kind = 'feature map'
+        for i, tensor in enumerate(_tensors(output), 1):
+            key = f'{kind} {i} of call {calls[name]} of {name}'
+            tensors[key] = tensor.clone()
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_hook(
+                partial(hook, name))
+            stack.callback(handle.remove)
+        prediction, = model.test_step(batch)
+    return Result(tensors, prediction)
+
+
+def _tensors(output) -> Iterator[Tensor]:
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, (list, tuple)):
+        for value in output:
+            yield from _tensors(value)
+    elif isinstance(output, Tensor) and output.is_floating_point():
+        yield output
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.dim() == 4 and not weight.is_contiguous() and (
+        weight.is_contiguous(memory_format=torch.channels_last))
+
+
+def _measure(model: nn.Module, batch: dict) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter:
-        model.test_step(_one_sample(batch))
-    return counter.get_total_flops() // 2
-
-
-def _latencies(models: list[nn.Module],
-               batch: dict,
-               repeats: int = 7) -> list[float]:
-    """Median seconds of each model for one sample, measured in turns."""
-    batch = _one_sample(batch)
-    times = [[] for _ in models]
-    for repeat in range(repeats + 1):
-        for model, taken in zip(models, times):
-            start = time.perf_counter()
-            model.test_step(copy.deepcopy(batch))
-            if repeat:  # the first is a warm-up
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
+        model.test_step(copy.deepcopy(batch))
+    timer = Timer('model.test_step(deepcopy(batch))',
+                  globals=dict(copy.__dict__, model=model, batch=batch),
+                  num_threads=torch.get_num_threads())
+    return dict(
+        parameters=sum(p.numel() for p in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+        bytes=sum(w.nbytes for w in model.state_dict().values()),
+        seconds=timer.blocked_autorange(min_run_time=0.2).median)

@@ -1,0 +1,144 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Find the images on which two models are compared."""
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import TRANSFORMS
+from mmengine.runner import Runner
+
+from ..utils.configs import (
+    image_channels,
+    missing_data,
+    scope_of,
+    type_name,
+    unwrap_dataset,
+)
+from ..utils.errors import UserError
+
+
+@dataclass
+class Samples:
+    """Batches of one sample each, as a data loader yields them."""
+
+    batches: list[dict]
+    random: bool = False  # random images, since the data are not there
+    all_classes: int | None = None  # of the data set
+    whole: bool = False  # every sample of the data set
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the samples are of; None without labels."""
+        found = set()
+        for batch in self.batches:
+            for sample in batch.get('data_samples') or ():
+                found |= _classes(sample)
+        return len(found) or None
+
+    def __str__(self) -> str:
+        text = f'{len(self.batches)} '
+        text += 'random images' if self.random else 'real samples'
+        if self.classes and self.all_classes:
+            text += f' of {self.classes} of {self.all_classes} classes'
+        return text
+
+
+def find_samples(cfg: Config,
+                 number: int,
+                 split: str = 'val',
+                 test_pipeline: bool = False) -> Samples:
+    """Read samples that are spread over one of a config's data sets.
+
+    A seeded random subset of ``number`` samples, in the order of the data
+    set; random images in the test pipeline if the data are not there.
+    ``split`` is 'train', 'val' or 'test'; with ``test_pipeline`` its images
+    go through the pipeline of the validation or test set.
+
+    Raises:
+        UserError: If ``number`` is not positive, or the data set is empty or
+            cannot be built.
+    """
+    if number < 1:
+        raise UserError(f'the number of samples must be positive, got '
+                        f'{number}')
+    loader = copy.deepcopy(cfg.get(f'{split}_dataloader') or {})
+    if not loader.get('dataset') or missing_data(loader.dataset):
+        return _random_samples(cfg, number)
+    if test_pipeline and _test_pipeline(cfg):
+        loader.dataset = _with_pipeline(loader.dataset, _test_pipeline(cfg))
+    for key in ('batch_sampler', 'prefetch_factor'):
+        loader.pop(key, None)
+    loader.update(
+        batch_size=1,
+        num_workers=0,
+        persistent_workers=False,
+        sampler=dict(type='DefaultSampler', shuffle=False))
+    with scope_of(cfg):
+        try:
+            loader = Runner.build_dataloader(loader, seed=0)
+        except FileNotFoundError:
+            return _random_samples(cfg, number)
+        except ValueError as e:
+            raise UserError(f'cannot build the {split} data loader of '
+                            f'{cfg.filename}: {e}') from e
+        data = loader.dataset
+        if not len(data):
+            raise UserError(f'the {split} data of {cfg.filename} are empty')
+        order = torch.randperm(
+            len(data), generator=torch.Generator().manual_seed(0))
+        batches = [loader.collate_fn([data[i]])
+                   for i in order[:number].sort().values.tolist()]
+    classes = getattr(data, 'metainfo', {}).get('classes')
+    return Samples(batches, False, classes and len(classes),
+                   number >= len(data))
+
+
+def _test_pipeline(cfg: Config) -> list:
+    loader = cfg.get('val_dataloader') or cfg.get('test_dataloader') or {}
+    return unwrap_dataset(loader.get('dataset') or {}).get('pipeline') or []
+
+
+def _with_pipeline(dataset: dict, pipeline: list) -> dict:
+    """A data set without wrappers that repeat or mix, in another pipeline."""
+    if dataset.get('datasets'):
+        return dict(dataset, datasets=[
+            _with_pipeline(inner, pipeline) for inner in dataset['datasets']])
+    if dataset.get('dataset'):
+        return _with_pipeline(dataset['dataset'], pipeline)
+    return dict(dataset, pipeline=copy.deepcopy(pipeline))
+
+
+def _random_samples(cfg: Config, number: int) -> Samples:
+    # There are no files of images and no annotations to load.
+    transforms = [copy.deepcopy(t) for t in _test_pipeline(cfg)
+                  if not type_name(t).startswith('Load')]
+    rng = np.random.default_rng(0)
+    batches = []
+    with scope_of(cfg):
+        pipeline = Compose([TRANSFORMS.build(t) for t in transforms])
+        for i in range(number):
+            image = rng.integers(0, 256, (224, 224, image_channels(cfg)),
+                                 np.uint8)
+            results = dict(img=image, img_id=i, img_path='',
+                           img_shape=(224, 224), ori_shape=(224, 224))
+            batches.append(
+                pseudo_collate([pipeline(results)]) if transforms else
+                dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)]))
+    return Samples(batches, random=True)
+
+
+def _classes(sample) -> set[int]:
+    """The classes that a data sample of any toolbox is annotated with."""
+    if 'gt_label' in sample:
+        labels = sample.gt_label
+    elif 'gt_instances' in sample and 'labels' in sample.gt_instances:
+        labels = sample.gt_instances.labels
+    elif 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.data
+        labels = labels[labels != 255]
+    else:
+        return set()
+    return set(labels.unique().tolist())

@@ -3,8 +3,7 @@
 """Convert a checkpoint between the authors' format and mmvanilla's."""
 import argparse
 
-from mmvanilla.checkpoints import convert
-from mmvanilla.utils.errors import exit_on_user_error
+from options import run
 
 
 def parse_args():
@@ -25,16 +24,14 @@ def parse_args():
     parser.add_argument(
         '--force',
         action='store_true',
-        help='replace DST and the config beside it even if mmvanilla did not '
-        'write them')
+        help='replace DST and the config beside it if they exist')
     return parser.parse_args()
 
 
-@exit_on_user_error
-def main():
-    args = parse_args()
-    print(convert(args.src, args.dst, args.to, args.key, args.force))
+def main(**options):
+    from mmvanilla.checkpoints import convert
+    print(convert(**options))
 
 
 if __name__ == '__main__':
-    main()
+    run(main, parse_args())

@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Converting a checkpoint file between the authors' format and ours."""
+"""Convert a checkpoint file between the authors' format and ours."""
 import re
 from pathlib import Path
 
@@ -7,20 +7,21 @@ import torch
 from mmengine import Config
 
 from ..utils.errors import UserError
-from ..utils.files import (
-    MARK,
-    check_output,
-    replace_together,
-    sha256,
-    signed,
-)
-from ..utils.registration import root
-from ..version import __version__
-from .detectors import detector_config
-from .hub import read_official_file
-from .official import describe, is_detector, to_authors
-from .safe_load import read_checkpoint
-from .validate import check_state_dict
+from ..utils.files import check_output, write_beside
+from ..utils.requirements import require
+from ..utils.terminal import some
+from .hub import SCHEME, read_official, root
+from .official import describe, describe_backbone, is_detector, to_authors
+from .read import read_checkpoint
+
+# Configs of the two detectors of the authors' release, each with an entry
+# that only this one has.
+DETECTORS = {
+    'bbox_head.retina_cls.weight':
+    'retinanet_vanillanet-13_fpn_8xb4-ms-1x_coco.py',
+    'roi_head.mask_head.conv_logits.weight':
+    'mask-rcnn_vanillanet-13_fpn_8xb4-ms-1x_coco.py'
+}
 
 
 def convert(src: str | Path,
@@ -42,8 +43,7 @@ def convert(src: str | Path,
         key (str, optional): The entry of the authors' file that is read or
             written. Defaults to None: reads 'model_ema', or 'model' if there
             is none, and writes 'model'. Detectors always have 'state_dict'.
-        force (bool): Whether to replace files that mmvanilla did not write.
-            Defaults to False.
+        force (bool): Whether to replace existing files. Defaults to False.
 
     Returns:
         str: Lines that name the files, the network and open questions.
@@ -61,32 +61,25 @@ def convert(src: str | Path,
                         'written beside the checkpoint')
     for path in (dst, config):
         check_output(path, [src], force)
+    load_from = str(dst.resolve())
     if to == 'authors':
-        state_dict, meta, checkpoint = _to_authors(src, key)
-        load_from = f'vanillanet://{dst.resolve()}'
+        load_from = SCHEME + load_from
+        content, checkpoint = _to_authors(src, key)
     else:
-        state_dict, meta = read_official_file(src, key)
-        load_from = str(dst.resolve())
-        checkpoint = dict(
-            state_dict=state_dict,
-            meta=dict(
-                meta,
-                writer=MARK,
-                source=src.name,
-                source_sha256=sha256(src),
-                mmvanilla_version=__version__))
-    name = f'{meta.get("model")} {src.stem}'
+        content = checkpoint = read_official(src, key)
+    state_dict, meta = content['state_dict'], content['meta']
     if is_detector(state_dict):
-        cfg, title = detector_config(state_dict, load_from)
-        notes = []
+        cfg, notes = _detector_config(state_dict), []
+        title = cfg.model.type
     else:
         model = describe(state_dict)
-        notes = _settle_arch(model, name)
-        cfg = _test_config(model, load_from)
+        notes = _settle_arch(model, f'{meta.get("model")} {src.stem}')
+        cfg = _test_config(model)
         title = f'{model["head"]["num_classes"]} classes'
-    with replace_together([dst, config]) as (weights, py):
+    cfg.load_from = load_from
+    with write_beside(dst, config) as (weights, py):
         torch.save(checkpoint, weights)
-        py.write_text(signed(cfg.pretty_text), encoding='utf-8')
+        py.write_text(cfg.pretty_text, encoding='utf-8')
     backbone = cfg.model.backbone
     return '\n'.join([
         f'{src} -> {dst} and {config}',
@@ -96,38 +89,34 @@ def convert(src: str | Path,
     ])
 
 
-def _to_authors(src: Path, key: str | None) -> tuple[dict, dict, dict]:
-    """Read a file of ours: state dict, meta, the authors' checkpoint."""
+def _to_authors(src: Path, key: str | None) -> tuple[dict, dict]:
+    """Read a file of ours: its content, and the authors' checkpoint."""
     content = read_checkpoint(src)
-    state_dict = content.get('state_dict')
-    if state_dict is None:
+    if 'state_dict' not in content:
         raise UserError(f'{src} holds no state_dict: it is not a checkpoint '
                         'of mmvanilla')
-    check_state_dict(state_dict, str(src))
-    meta = content.get('meta', {})
+    meta = content.get('meta')
+    content['meta'] = meta = meta if isinstance(meta, dict) else {}
     try:
-        weights = to_authors(state_dict)
+        weights = to_authors(content['state_dict'])
     except UserError as e:
         raise UserError(f'cannot convert {src}: {e}') from e
-    if not is_detector(state_dict):
-        return state_dict, meta, {key or 'model': weights, 'writer': MARK}
-    dataset_meta = meta.get('dataset_meta') or {}
-    classes = dict(CLASSES=tuple(dataset_meta.get('classes', ())))
-    return state_dict, meta, dict(
-        meta=dict(classes, writer=MARK), state_dict=weights)
+    if not is_detector(content['state_dict']):
+        return content, {key or 'model': weights}
+    classes = (meta.get('dataset_meta') or {}).get('classes', ())
+    return content, dict(
+        meta=dict(CLASSES=tuple(classes)), state_dict=weights)
 
 
 def _settle_arch(model: dict, name: str) -> list[str]:
-    """Set ``arch`` by name where tensors do not tell; return open questions.
+    """Set ``arch`` by names where tensors do not tell; return open questions.
 
-    Args:
-        model (dict): The model's config, changed in place.
-        name (str): Names of the model and of the file.
+    ``name`` has the names of the model and of the file.
     """
     arch = model['backbone']['arch']
     if isinstance(arch, dict):
         return [
-            'Not the widths of a published variant: stride 2 is taken where '
+            'Not the widths of a published variant: assuming stride 2 where '
             'the width grows, and no adaptive pooling. Correct arch in the '
             'config if the network was another.'
         ]
@@ -136,13 +125,13 @@ def _settle_arch(model: dict, name: str) -> list[str]:
     elif arch == '13-x1.5' and not re.search('x1[._]5', name):
         return [
             'The tensors of 13-x1.5 and of 13-x1.5-ada are alike, and neither '
-            'the file nor its args name one: 13-x1.5 is taken. Correct arch '
+            'the file nor its args name one: assuming 13-x1.5. Correct arch '
             'in the config if the network was the other.'
         ]
     return []
 
 
-def _test_config(model: dict, load_from: str) -> Config:
+def _test_config(model: dict) -> Config:
     """Make a config that tests a model on ImageNet."""
     base = root() / 'configs' / '_base_'
     config = Config.fromfile(base / 'default_runtime.py')
@@ -153,5 +142,36 @@ def _test_config(model: dict, load_from: str) -> Config:
     config.test_dataloader = data.test_dataloader
     config.test_evaluator = data.test_evaluator
     config.test_cfg = dict()
-    config.load_from = load_from
     return config
+
+
+def _detector_config(state_dict: dict) -> Config:
+    """Make the config that builds a detector from its state dict."""
+    entry = next((key for key in DETECTORS if key in state_dict), None)
+    if entry is None:
+        raise UserError(
+            'this is neither a RetinaNet nor a Mask R-CNN: it holds '
+            f'{some([key for key in state_dict if "head" in key])}')
+    backbone = describe_backbone(state_dict)
+    require('mmdet')  # whose configs this one inherits from
+    cfg = Config.fromfile(root() / 'configs' / 'detection' / DETECTORS[entry])
+    model = cfg.model
+    model.backbone.update({k: v for k, v in backbone.items() if k != 'type'})
+    model.backbone.pop('init_cfg', None)
+    # Widths and numbers of classes may differ from those of the release.
+    try:
+        model.neck.in_channels = [
+            state_dict[f'neck.lateral_convs.{i}.conv.weight'].shape[1]
+            for i in range(len(model.neck.in_channels))
+        ]
+        if 'roi_head' in model:
+            for head in (model.roi_head.bbox_head, model.roi_head.mask_head):
+                head.num_classes = state_dict[entry].shape[0]
+        else:
+            anchors = state_dict['bbox_head.retina_reg.weight'].shape[0] // 4
+            model.bbox_head.num_classes = (
+                state_dict[entry].shape[0] // anchors)
+    except KeyError as e:
+        raise UserError(
+            f'the entry {e} of a {model.type} is missing') from e
+    return cfg

@@ -1,15 +1,24 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The authors' official weights, by name."""
+"""Official weights and our models by name: ``vanillanet://``, the index.
+
+Importing this module registers both.
+"""
+import os
+import sys
+import time
+from http.client import HTTPException
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.runner import CheckpointLoader
+from mmpretrain.apis import ModelHub
 
 from ..utils.errors import UserError
+from ..utils.files import write_beside
 from ..utils.terminal import some
-from .download import download, hub_folder
 from .official import from_authors, is_official_detector
-from .safe_load import read_checkpoint
-from .validate import check_state_dict
+from .read import read_checkpoint
 
 # The authors' published weights: name of the file, arguments of the network.
 PUBLISHED = {
@@ -24,91 +33,111 @@ PUBLISHED = {
 }
 SCHEME = 'vanillanet://'
 URL = 'https://github.com/huawei-noah/VanillaNet/releases/download/ckpt/'
+WAIT = 1800  # seconds that processes wait for the one that downloads
+# What launchers tell a process of its number on its machine.
+LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
 
 
-def read_official_file(path: Path,
-                       key: str | None = None) -> tuple[dict, dict]:
+def root() -> Path:
+    """The folder of ``configs`` and ``model-index.yml``.
+
+    This is the root of a clone, or ``.mim`` of an installed package.
+    """
+    package = Path(__file__).resolve().parents[1]
+    if (package.parent / 'model-index.yml').is_file():
+        return package.parent
+    return package / '.mim'
+
+
+def read_official(path: str | Path, key: str | None = None) -> dict:
     """Read a file in the authors' format.
 
     Args:
-        path (Path): The file.
+        path (str | Path): A classifier or a detector.
         key (str, optional): The entry to read. Defaults to None: 'model_ema',
             or 'model' where there is none, or the file is a state dict.
 
     Returns:
-        tuple: The state dict with our keys, and meta: ``model``, the name of
-        the model, and for a detector ``dataset_meta``.
+        dict: ``state_dict`` with our keys, and ``meta``: the name of the
+        ``model`` and, for a detector, ``dataset_meta``.
 
     Raises:
-        UserError: If it is not in that format.
+        UserError: If it cannot be read or is not in that format.
     """
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint.get('state_dict')
-    detector = isinstance(weights, dict) and is_official_detector(weights)
-    if detector:
-        state_dict = weights
-    elif weights is not None:
+    content = read_checkpoint(path)
+    detector = is_official_detector(content.get('state_dict'))
+    if 'state_dict' in content and not detector:
         raise UserError(f"{path} holds state_dict: it is not in the authors' "
                         'format but in that of mmengine, and needs no '
                         'converting')
-    elif key is None:
-        keys = [k for k in ('model_ema', 'model') if k in checkpoint]
-        # A file without either may be a state dict itself.
-        state_dict = checkpoint[keys[0]] if keys else checkpoint
-    elif key in checkpoint:
-        state_dict = checkpoint[key]
-    else:
-        raise UserError(f'{path} holds no {key}, but '
-                        f'{some(list(checkpoint))}')
-    if not isinstance(state_dict, dict) or not any(
-            isinstance(value, Tensor) for value in state_dict.values()):
-        raise UserError(f"{path} is not in the authors' format: it holds "
-                        f'{some(list(checkpoint)) or "nothing"}, and neither '
-                        'model_ema nor model with tensors')
-    check_state_dict(state_dict, str(path))
+    if key and not detector and key not in content:
+        raise UserError(f'{path} holds no {key}, but {some(list(content))}')
+    keys = ('state_dict', ) if detector else (key, ) if key else (
+        'model_ema', 'model')
+    weights = next((content[k] for k in keys if k in content), content)
     try:
-        state_dict = from_authors(state_dict)
+        state_dict = from_authors(weights)
     except UserError as e:
         raise UserError(f"{path} is not in the authors' format: {e}") from e
-    name = getattr(checkpoint.get('args'), 'model', None) or path.stem
+    name = getattr(content.get('args'), 'model', None) or Path(path).stem
     meta = dict(model=str(name))
-    classes = checkpoint.get('meta', {}).get('CLASSES')
+    classes = dict(content.get('meta') or {}).get('CLASSES')
     if detector and classes:
         meta['dataset_meta'] = dict(classes=tuple(map(str, classes)))
-    return state_dict, meta
+    return dict(state_dict=state_dict, meta=meta)
 
 
-def read_official(name: str) -> dict:
-    """Read official weights as a checkpoint in our format.
+@CheckpointLoader.register_scheme(prefixes=SCHEME)
+def load_from_vanillanet(filename: str, map_location=None) -> dict:
+    """Load a published file by its name, or a local one by its path.
 
-    Args:
-        name (str): ``vanillanet://vanillanet_6``, a published file that is
-            downloaded once, into ``torch.hub``'s cache, or
-            ``vanillanet:///any/file.pth``, a local file.
-
-    Returns:
-        dict: ``state_dict``, which is the averaged weights if the file has
-        them, and ``meta``.
-
-    Raises:
-        UserError: If the name is not a published one, the file is in another
-            format, or the download fails.
+    The tensors are on the CPU: mmengine copies them to the model's device.
     """
-    state_dict, meta = read_official_file(official_path(name))
-    return dict(state_dict=state_dict, meta=dict(meta, source=name))
+    name = filename.removeprefix(SCHEME)
+    if not name.startswith('/') and name not in PUBLISHED:
+        raise UserError(f'{SCHEME}{name} is not known; there are '
+                        f'{", ".join(PUBLISHED)}, and '
+                        'vanillanet:///path/to/file.pth')
+    path = Path(name) if name.startswith('/') else _download(name)
+    content = read_official(path)
+    content['meta']['source'] = filename
+    return content
 
 
-def official_path(name: str) -> Path:
-    """Path of official weights, downloaded if they are not in the cache.
+def _download(name: str) -> Path:
+    """Download a file into torch.hub's cache, once for each machine.
 
-    Raises:
-        UserError: If the name is not a published one or the download fails.
+    Its first process downloads and the others wait for the file. mmengine's
+    ``get_local_rank`` fails in a process group and is 0 outside of one.
     """
-    name = name.removeprefix(SCHEME)
-    if name.startswith('/'):
-        return Path(name)
-    if name not in PUBLISHED:
-        raise UserError(
-            f'vanillanet://{name} is not known; there are '
-            f'{", ".join(PUBLISHED)}, and vanillanet:///path/to/file.pth')
-    return download(f'{URL}{name}.pth', hub_folder() / f'{name}.pth')
+    url = f'{URL}{name}.pth'
+    path = Path(torch.hub.get_dir(), 'checkpoints', f'{name}.pth')
+    rank = next(filter(None, map(os.environ.get, LOCAL_RANKS)), '0')
+    end = time.monotonic() + WAIT
+    while not path.is_file() and rank != '0':
+        if time.monotonic() > end:
+            raise UserError(
+                f'{path} did not appear within {WAIT // 60} minutes, which '
+                'the process of local rank 0 on this machine downloads')
+        time.sleep(0.2)
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_beside(path) as (part, ):
+            torch.hub.download_url_to_file(
+                url, str(part), progress=sys.stderr.isatty())
+            # A connection may break, or a server send an error page.
+            read_checkpoint(part)
+    except (OSError, ValueError, HTTPException, UserError) as e:
+        raise UserError(f'cannot download {url} ({e}): put the file by hand '
+                        f'at {path}') from e
+    return path
+
+
+# `mmvanilla::...` in configs: mmengine searches the folder of this "package".
+# In editable installs, mmengine 0.10.7 finds that of a module but not of a
+# distribution.
+MODULE2PACKAGE.setdefault('mmvanilla', 'mmvanilla.version')
+ModelHub.register_model_index(
+    root() / 'model-index.yml', config_prefix=root())

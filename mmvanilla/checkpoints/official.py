@@ -35,6 +35,10 @@ MODULES = [
 ]
 
 
+# Keys that only the authors' state dicts have.
+STEMS = ('stem1.0.weight', 'stem.0.weight')
+
+
 def _rename(state_dict: dict[str, Tensor],
             names: dict[str, str],
             keep_others: bool = False) -> dict[str, Tensor]:
@@ -67,8 +71,7 @@ def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state_dict (dict): Of a classifier, in train or deploy form, with or
-            without the prefix ``module.``; or of a detector, whose backbone
-            has the prefix ``backbone.`` and whose other keys are mmdet's.
+            without the prefix ``module.``; or of a detector of mmdet.
 
     Returns:
         dict: State dict of an ``ImageClassifier`` or a detector with our
@@ -78,6 +81,7 @@ def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: If keys are missing, unexpected or mismatched.
     """
+    _check_tensors(state_dict)
     if all(key.startswith('module.') for key in state_dict):
         state_dict = {k[len('module.'):]: v for k, v in state_dict.items()}
     prefix = 'backbone.' if is_official_detector(state_dict) else ''
@@ -107,6 +111,7 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             not 1, or the state dict is in fine-tune form. The authors' format
             has neither.
     """
+    _check_tensors(state_dict)
     detector = is_detector(state_dict)
     _check(state_dict, detector)
     if 'backbone.stem.conv.conv.weight' in state_dict:
@@ -131,10 +136,27 @@ def is_detector(state_dict: dict) -> bool:
     return any(str(key).startswith('neck.') for key in state_dict)
 
 
-def is_official_detector(state_dict: dict) -> bool:
-    """Whether a state dict is a detector's in the authors' format."""
-    return any(f'backbone.{key}' in state_dict
-               for key in ('stem1.0.weight', 'stem.0.weight'))
+def is_official_detector(state_dict) -> bool:
+    """Whether an object is a detector's state dict with the authors' keys."""
+    return isinstance(state_dict, dict) and any(
+        f'backbone.{key}' in state_dict for key in STEMS)
+
+
+def is_official(state_dict) -> bool:
+    """Whether an object is a state dict with the authors' keys."""
+    return isinstance(state_dict, dict) and any(
+        f'{prefix}{key}' in state_dict for key in STEMS
+        for prefix in ('', 'module.', 'backbone.'))
+
+
+def _check_tensors(state_dict) -> None:
+    if not isinstance(state_dict, dict) or not any(
+            isinstance(value, Tensor) for value in state_dict.values()):
+        raise UserError('it holds no state dict with tensors')
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(f'the entry {ascii(key)[:100]} of its state dict '
+                            f'is of type {type(value).__name__}')
 
 
 def _check(state_dict: dict[str, Tensor], detector: bool) -> None:
@@ -147,18 +169,18 @@ def _check(state_dict: dict[str, Tensor], detector: bool) -> None:
 def describe(state_dict: dict[str, Tensor]) -> dict:
     """Infer a classifier's config from a state dict with our keys.
 
-    The tensors do not hold the strides. A stage is taken to have stride 2 if
-    its width is larger than that of the stage before, and 1 if not, which is
-    right for all published variants. The tensors of '13-x1.5-ada' have the
-    same shapes as those of '13-x1.5', which is returned for both.
+    The tensors do not hold the strides: a stage has stride 2 where its width
+    is larger than that of the stage before, as in all published variants.
+    '13-x1.5' is returned for '13-x1.5-ada', whose tensors have the same
+    shapes.
 
     Args:
         state_dict (dict): Of an ``ImageClassifier``, in any of the three
             forms.
 
     Returns:
-        dict: Config of the ``ImageClassifier``. ``arch`` is the name of a
-        published variant, or a dict if the widths are those of none.
+        dict: Config of the ``ImageClassifier``. ``arch`` is the name of the
+        published variant of these widths, or a dict.
 
     Raises:
         UserError: If keys are missing, unexpected or mismatched; names the
@@ -191,12 +213,7 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
 def describe_backbone(state_dict: dict[str, Tensor]) -> dict:
     """Infer a backbone's config from a state dict with our keys.
 
-    Returns:
-        dict: Config of the ``VanillaNet``, as in :func:`describe`.
-
-    Raises:
-        UserError: If keys of the backbone are missing, unexpected or
-            mismatched; names the first few.
+    The config is that of :func:`describe`, and so are the errors.
     """
     # The first and the last weight of a stage's convolution, in each form.
     form = dict(deploy=False)
@@ -217,11 +234,9 @@ def describe_backbone(state_dict: dict[str, Tensor]) -> dict:
         raise UserError(f'the entry {e} of a VanillaNet is missing; the '
                         f'keys are {some(list(state_dict))}') from e
     strides = [1 + (b > a) for a, b in zip(dims, dims[1:])]
-    arch = dict(dims=dims, strides=strides)
-    for name, setting in VanillaNet.arch_settings.items():
-        if list(setting['dims']) == dims:
-            arch = name
-            break
+    arch = next((name for name, setting in VanillaNet.arch_settings.items()
+                 if list(setting['dims']) == dims),
+                dict(dims=dims, strides=strides))
     backbone = dict(
         arch=arch, in_channels=in_channels, act_num=series // 2, **form)
     _check_entries(
@@ -245,7 +260,7 @@ def _check_entries(entries: dict, build: Callable, prefix: str) -> None:
         or wanted[key].shape != entries[key].shape
     ]
     # A checkpoint without lambda loads as lambda 1.
-    wrong = [key for key in wrong if not key.endswith('.act.lam')]
+    wrong = [k for k in wrong if k in entries or not k.endswith('.act.lam')]
     if wrong:
         raise UserError('these keys of a VanillaNet are missing, unexpected '
                         f'or mismatched: {some(wrong)}')

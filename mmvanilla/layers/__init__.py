@@ -1,8 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-from mmpretrain.registry import MODELS
-
-from .deep_training import DeepTrainingConv2d
-from .deep_training_activation import DeepTrainingActivation
+from .deep_training import DeepTrainingActivation, DeepTrainingConv2d
 from .forms import (
     find_activations,
     find_layers,
@@ -11,11 +8,6 @@ from .forms import (
     switch_to_finetune,
 )
 from .series_activation import SeriesActivation
-
-# Under a default scope of mmpretrain, "mmpretrain.SeriesActivation" is looked
-# up in its registry alone, not in the root registry.
-for layer in (DeepTrainingActivation, DeepTrainingConv2d, SeriesActivation):
-    MODELS.register_module(module=layer)
 
 __all__ = [
     'DeepTrainingActivation', 'DeepTrainingConv2d', 'SeriesActivation',

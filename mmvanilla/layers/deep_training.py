@@ -1,21 +1,108 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 from functools import partial
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .batch_norm import build_batch_norm, fold_batch_norm, reset_to_identity
-from .deep_training_activation import DeepTrainingActivation
-from .folding import merge_convs
-from .loading import (
-    merge_deep_training,
-    merge_when_loading,
+from .folding import (
+    CONV_ARGUMENTS,
+    build_batch_norm,
+    fold_batch_norm,
+    merge_convs,
+    merge_pair,
     refuse_later_form,
+    reset_to_identity,
+    start_pair,
 )
 
-CONV_ARGUMENTS = ('in_channels', 'out_channels', 'kernel_size', 'stride',
-                  'padding', 'dilation', 'groups', 'padding_mode')
+
+@MODELS.register_module()
+class DeepTrainingActivation(nn.Module):
+    """The activation that becomes the identity during training.
+
+    ``A'(x) = (1 - lam) A(x) + lam x`` (VanillaNet, arXiv 2305.12972,
+    equation 1). At ``lam = 1`` it is the identity, and the convolutions on
+    either side of it merge into one.
+
+    Lambda is not a buffer, which ``half()``, DDP and averages would cast,
+    broadcast and average, but a float64 scalar of the state dict, on the CPU,
+    which can be written in place.
+
+    Args:
+        act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
+        inplace (bool): Whether to overwrite the input, if A is ReLU; other
+            activations ignore it. Defaults to False.
+    """
+
+    def __init__(self, act_cfg: dict = dict(type='ReLU'),
+                 inplace: bool = False) -> None:
+        super().__init__()
+        # torch.func.functional_call puts the lambda of a state dict here.
+        self.register_buffer('lam', None)
+        # A must not overwrite x, which the second term needs.
+        cfg = {k: v for k, v in act_cfg.items() if k != 'inplace'}
+        self.act = build_activation_layer(cfg)
+        # For ReLU, A' is leaky_relu with slope lam: one pass over memory.
+        self.is_relu = type(self.act) is nn.ReLU
+        self.inplace = inplace
+        # The memory of the state dict's entry, whatever the default device.
+        self._entry = np.ones(())
+        self._lam = 1.0  # what it holds, for compiled graphs
+
+    @property
+    def lam(self) -> float:
+        """float: From 0 to 1, else ValueError. Defaults to 1."""
+        self._lam = float(self._entry)
+        return self._lam
+
+    @lam.setter
+    def lam(self, value: float) -> None:
+        value = float(value)
+        if not 0 <= value <= 1:
+            raise ValueError(f'lambda must be from 0 to 1, but got {value}')
+        self._entry[...] = self._lam = value
+
+    def __setattr__(self, name, value):
+        if name == 'lam':  # the property, not the empty buffer
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply A' to a tensor of any shape."""
+        swapped = self._buffers['lam']
+        if swapped is not None:
+            return torch.lerp(self.act(x), x, swapped.to(x))
+        lam = self._lam if torch.compiler.is_compiling() else self.lam
+        if self.is_relu:
+            return F.leaky_relu(x, lam, self.inplace)
+        return torch.lerp(self.act(x), x, lam)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._lam = self.lam  # as written into an earlier state dict
+        destination[prefix + 'lam'] = torch.from_numpy(self._entry)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        key = prefix + 'lam'
+        if key not in state_dict:
+            return
+        unexpected_keys, error_msgs = args[-2:]
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        try:
+            self.lam = state_dict[key]
+        except (ValueError, TypeError, RuntimeError) as e:
+            error_msgs.append(f'cannot load "{key}": {e}')
+
+    def extra_repr(self) -> str:
+        """Show lambda where the module is printed."""
+        return f'lam={self.lam:g}, inplace={self.inplace}'
 
 
 @MODELS.register_module()
@@ -29,98 +116,71 @@ class DeepTrainingConv2d(nn.Module):
       ``post_norm``, ``norm2``;
     - fine-tune: ``conv``, which is conv1, norm1 and conv2 merged, and
       ``norm``, which is norm2. Without ``post_norm`` it is the deploy form;
-    - deploy: the object becomes an ``nn.Conv2d``, of exactly that class.
+    - deploy: the object becomes a plain ``nn.Conv2d``.
 
-    It is a registered convolution layer: ``conv_cfg=dict(
-    type='DeepTrainingConv2d')`` adds deep training to any OpenMMLab network.
+    ``conv_cfg=dict(type='DeepTrainingConv2d')`` gives it to a network.
 
-    A state dict of an earlier form with lambda 1 is merged while it loads;
-    with another lambda, or of a later form, loading raises RuntimeError.
-    ``weight`` and ``bias`` of a plain convolution load into the train form if
-    ``post_norm`` is False and ``mid_channels`` is ``out_channels``: conv2 is
-    then the identity, lambda is 1, and the outputs in eval mode are those of
-    the plain convolution.
+    Loading merges a state dict of the train form, with lambda 1, into the
+    fine-tune form, and in ``VanillaNet``, ``VanillaNetHead`` and
+    ``WithDeepTraining`` an earlier one into the deploy form; the plain
+    ``nn.Conv2d`` of another network refuses it as torch does. A later form
+    raises RuntimeError. Without an entry of lambda it is 1. ``weight`` and
+    ``bias`` of a plain convolution load into the train form if ``post_norm``
+    is False and ``mid_channels`` is ``out_channels``, with the same outputs.
 
     Args:
         in_channels (int): Channels of the input.
         out_channels (int): Channels of the output.
-        kernel_size (int | tuple[int]): Of the first convolution and of the
-            merged one, as the following three and ``padding_mode`` are.
-        stride (int | tuple[int]): As in ``nn.Conv2d``. Defaults to 1.
-        padding (int | tuple[int] | str): As in ``nn.Conv2d``. Defaults to 0.
-        dilation (int | tuple[int]): As in ``nn.Conv2d``. Defaults to 1.
-        groups (int): Groups of both convolutions and of the merged one.
-            Defaults to 1.
-        bias (bool): Whether the two convolutions have biases. If not, the
-            merged one still has a bias where a norm was folded into it.
-            Defaults to True.
-        padding_mode (str): As in ``nn.Conv2d``. Defaults to 'zeros'.
-        mid_channels (int, optional): Channels between the two convolutions.
+        kernel_size, stride, padding, dilation, padding_mode: Of the first
+            convolution and of the merged one, as in ``nn.Conv2d``.
+        groups (int): Groups of both convolutions. Defaults to 1.
+        bias (bool): Whether both convolutions have biases. The merged one
+            also has one where a norm was folded into it. Defaults to True.
+        mid_channels (int, optional): Channels between the convolutions.
             Defaults to None, which means ``out_channels``.
-        norm_cfg (dict, optional): Config of the norms, which must be batch
-            norms, since no others can be folded. None builds no norms.
+        norm_cfg (dict, optional): Config of the batch norms; None for none.
             Defaults to ``dict(type='BN', eps=1e-6)``.
-        act_cfg (dict): Config of the activation A between the convolutions.
+        act_cfg (dict): Config of the activation between the convolutions.
             Defaults to ``dict(type='ReLU')``.
         post_norm (bool): Whether a norm follows the second convolution.
-            Defaults to False, since networks with a ``conv_cfg`` have a norm
-            of their own there.
-        deep_training (bool): Whether to build the train form; False builds
-            the fine-tune form. Defaults to True.
-        deploy (bool): Whether to build the deploy form. Defaults to False.
+            Defaults to False: a network with a ``conv_cfg`` has its own.
+        deep_training (bool): False builds the fine-tune form.
+        deploy (bool): True builds the deploy form.
 
     Raises:
         ValueError: If ``norm_cfg`` is not a batch norm with running
             statistics, or ``groups`` does not divide the channels.
-
-    Example:
-        >>> conv = DeepTrainingConv2d(3, 8, 4, stride=4)
-        >>> x = torch.rand(1, 3, 32, 32)
-        >>> before = conv.eval()(x)  # (1, 8, 8, 8)
-        >>> conv.switch_to_deploy()
-        >>> type(conv)
-        <class 'torch.nn.modules.conv.Conv2d'>
-        >>> torch.testing.assert_close(conv(x), before)
     """
 
     # Attributes of nn.Conv2d that networks and mmcv's ConvModule read.
     transposed = False
     output_padding = (0, 0)
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: str = 'zeros',
+    def __init__(self, in_channels: int, out_channels: int, kernel_size,
+                 stride=1, padding=0, dilation=1, groups: int = 1,
+                 bias: bool = True, padding_mode: str = 'zeros',
                  mid_channels: int | None = None,
                  norm_cfg: dict | None = dict(type='BN', eps=1e-6),
-                 act_cfg: dict = dict(type='ReLU'),
-                 post_norm: bool = False,
-                 deep_training: bool = True,
-                 deploy: bool = False) -> None:
+                 act_cfg: dict = dict(type='ReLU'), post_norm: bool = False,
+                 deep_training: bool = True, deploy: bool = False) -> None:
         super().__init__()
         merged = partial(nn.Conv2d, in_channels, out_channels, kernel_size,
                          stride, padding, dilation, groups, bias
                          or norm_cfg is not None, padding_mode)
         norm = build_batch_norm(norm_cfg, out_channels)
         post_norm = post_norm and norm is not None
-        self.eps = None if norm is None else norm.eps
         if deploy or not (deep_training or post_norm):
-            self._become(merged(), self.eps if post_norm else None)
+            self._become(merged())
             return
 
         for name, value in vars(merged(device='meta')).items():
             if name in CONV_ARGUMENTS:
                 setattr(self, name, value)
+        self.conv_cfg = dict(
+            norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=post_norm)
         self.deep_training = deep_training
         if not deep_training:
-            self.conv = merged()
-            self.norm = norm
+            self.conv, self.norm = merged(), norm
             return
         mid_channels = mid_channels or out_channels
         self.conv1 = nn.Conv2d(in_channels, mid_channels, kernel_size, stride,
@@ -141,9 +201,7 @@ class DeepTrainingConv2d(nn.Module):
         if self.norm1 is not None:
             x = self.norm1(x)
         x = self.conv2(self.act(x))
-        if self.norm2 is not None:
-            x = self.norm2(x)
-        return x
+        return x if self.norm2 is None else self.norm2(x)
 
     @property
     def lam(self) -> float:
@@ -159,15 +217,9 @@ class DeepTrainingConv2d(nn.Module):
             RuntimeError: If lambda is not 1: the activation between the
                 convolutions is then not linear, and they cannot be merged.
         """
-        if not self.deep_training:
-            return
-        if self.norm2 is None:
+        self._merge_pair()
+        if self.norm is None:
             self.switch_to_deploy()
-            return
-        self.conv, self.norm = self._merge_pair(), self.norm2
-        for name in ('conv1', 'norm1', 'act', 'conv2', 'norm2'):
-            delattr(self, name)
-        self.deep_training = False
 
     def switch_to_deploy(self) -> None:
         """Become one ``nn.Conv2d``, in place.
@@ -175,112 +227,73 @@ class DeepTrainingConv2d(nn.Module):
         Raises:
             RuntimeError: If lambda is not 1.
         """
-        if self.deep_training:
-            conv, norm = self._merge_pair(), self.norm2
-        else:
-            conv, norm = self.conv, self.norm
-        weight, bias = fold_batch_norm(conv.weight, conv.bias, norm)
-        self._become(
-            self._convolution(weight, bias, conv.weight.requires_grad),
-            None if norm is None else self.eps)
+        self._merge_pair()
+        self._become(self._convolution(
+            *fold_batch_norm(self.conv.weight, self.conv.bias, self.norm),
+            self.conv))
 
-    def _merge_pair(self) -> nn.Conv2d:
+    def _merge_pair(self) -> None:
+        if not self.deep_training:
+            return
         if self.lam != 1:
             raise RuntimeError(
                 f'DeepTrainingConv2d({self.in_channels}, {self.out_channels}, '
                 f'kernel_size={self.kernel_size}) cannot be merged: its '
                 f'lambda is {self.lam!r}, and only at 1 is it linear')
-        weight, bias = fold_batch_norm(self.conv1.weight, self.conv1.bias,
-                                       self.norm1)
-        weight, bias = merge_convs(weight, bias, self.conv2.weight,
-                                   self.conv2.bias, self.groups)
-        return self._convolution(weight, bias, self.conv1.weight.requires_grad)
+        merged = merge_convs(
+            *fold_batch_norm(self.conv1.weight, self.conv1.bias, self.norm1),
+            self.conv2.weight, self.conv2.bias, self.groups)
+        self.conv = self._convolution(*merged, self.conv1)
+        self.norm = self.norm2
+        for name in ('conv1', 'norm1', 'act', 'conv2', 'norm2'):
+            delattr(self, name)
+        self.deep_training = False
 
     def _convolution(self, weight: Tensor, bias: Tensor | None,
-                     trainable: bool) -> nn.Conv2d:
-        conv = nn.Conv2d(
-            **{name: getattr(self, name) for name in CONV_ARGUMENTS},
-            bias=False,
-            device='meta')
-        conv.weight = nn.Parameter(weight, trainable)
+                     like: nn.Conv2d) -> nn.Conv2d:
+        arguments = {name: getattr(self, name) for name in CONV_ARGUMENTS}
+        conv = nn.Conv2d(**arguments, bias=False, device='meta')
+        conv.weight = nn.Parameter(weight, like.weight.requires_grad)
         if bias is not None:
-            conv.bias = nn.Parameter(bias, trainable)
+            conv.bias = nn.Parameter(bias, like.weight.requires_grad)
         return conv.train(self.training)
 
-    def _become(self, conv: nn.Conv2d, norm2_eps: float | None) -> None:
+    def _become(self, conv: nn.Conv2d) -> None:
         """Turn this object into ``conv``, as torch's lazy modules do.
 
-        Every reference to it in the network stays valid. Hooks are kept, and
-        one is added that merges state dicts of earlier forms.
+        Every reference to it in the network stays valid, and hooks are kept.
         """
-        merge = partial(
-            merge_when_loading,
-            eps1=self.eps,
-            eps2=norm2_eps,
-            groups=conv.groups)
         hooks = {k: v for k, v in vars(self).items() if 'hook' in k}
         object.__setattr__(self, '__dict__', {**vars(conv), **hooks})
         object.__setattr__(self, '__class__', nn.Conv2d)
-        self.register_load_state_dict_pre_hook(merge)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if not self.deep_training:
-            refuse_later_form(state_dict, prefix, 'weight', 'deploy',
-                              'fine-tune')
-            merge_deep_training(state_dict, prefix, self.eps,
-                                self.eps, self.groups, fold_last=False)
+            refuse_later_form(state_dict, prefix, 'weight', 'deploy')
+            merge_pair(state_dict, prefix, self, DeepTrainingConv2d,
+                       'switch_to_finetune', **self.conv_cfg)
         else:
-            refuse_later_form(state_dict, prefix, 'conv.weight', 'fine-tune',
-                              'train')
+            refuse_later_form(state_dict, prefix, 'conv.weight', 'fine-tune')
             if self.norm2 is not None:
-                refuse_later_form(state_dict, prefix, 'weight', 'deploy',
-                                  'train')
-            self._expand(state_dict, prefix)
+                refuse_later_form(state_dict, prefix, 'weight', 'deploy')
+            start_pair(self, state_dict, prefix)
+            if prefix + 'conv1.weight' in state_dict:
+                state_dict.setdefault(prefix + 'act.lam', torch.ones(()))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _expand(self, state_dict: dict, prefix: str) -> bool:
-        """Replace a plain convolution's entries by those of the train form.
-
-        Returns:
-            bool: Whether there were such entries and they fit.
-        """
-        weight = state_dict.get(prefix + 'weight')
-        if (weight is None or weight.shape != self.conv1.weight.shape
-                or self.conv1.out_channels != self.conv2.out_channels):
-            return False
-        with torch.no_grad():
-            nn.init.dirac_(self.conv2.weight, self.groups)
-            for conv in (self.conv1, self.conv2):
-                if conv.bias is not None:
-                    nn.init.zeros_(conv.bias)
-            for norm in (self.norm1, self.norm2):
-                if norm is not None:
-                    reset_to_identity(norm)
-        entries = self.state_dict()
-        del entries['act.lam']  # without it lambda is 1, as it must be here
-        entries['conv1.weight'] = state_dict.pop(prefix + 'weight')
-        for name in ('conv1.bias', 'norm1.bias'):
-            # If the layer has neither, torch reports the bias as unexpected.
-            if name in entries and prefix + 'bias' in state_dict:
-                entries[name] = state_dict.pop(prefix + 'bias')
-        for name, value in entries.items():
-            state_dict.setdefault(prefix + name, value.clone())
-        return True
 
 
 def start_as(layer: nn.Module, conv: nn.Conv2d) -> None:
     """Give a layer, in any form, the weights of a plain convolution.
 
-    Its outputs in eval mode are then those of the convolution, unless
-    ``mid_channels`` is not ``out_channels``: then its weights stay random.
+    Where ``mid_channels`` is not ``out_channels``, they stay random.
     """
-    entries = conv.state_dict()
     if not isinstance(layer, DeepTrainingConv2d):
+        entries = conv.state_dict()
         if layer.bias is not None:
             entries.setdefault('bias', torch.zeros_like(layer.bias))
         layer.load_state_dict(entries)
-    elif not layer.deep_training:
+    elif layer.deep_training:
+        start_pair(layer, conv.state_dict())
+    else:
         start_as(layer.conv, conv)
         reset_to_identity(layer.norm)
-    elif layer._expand(entries, ''):
-        layer.load_state_dict(entries)

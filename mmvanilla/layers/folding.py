@@ -1,46 +1,42 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The arithmetic of reparameterization, as pure functions of tensors.
+"""The arithmetic of reparameterization: tensors, batch norms, state dicts.
 
 Everything is computed in float64 and cast back to the dtype of the first
 weight, so that a merge in float32 rounds once and not at each step. Results
-are contiguous and on the device of their inputs.
+are on the device of that weight and have its memory format.
 """
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+CONV_ARGUMENTS = ('in_channels', 'out_channels', 'kernel_size', 'stride',
+                  'padding', 'dilation', 'groups', 'padding_mode')
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+               nn.SyncBatchNorm)
 
 
-def fold_norm(weight: Tensor, bias: Tensor | None, running_mean: Tensor,
-              running_var: Tensor, eps: float, gamma: Tensor | None,
-              beta: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Fold a batch normalization into the convolution before it.
+def fold_batch_norm(weight: Tensor, bias: Tensor | None,
+                    norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Fold a batch norm into the convolution before it, if there is a norm.
 
-    Args:
-        weight (Tensor): Convolution weight, (out, in / groups, kh, kw).
-        bias (Tensor, optional): Convolution bias, (out, ).
-        running_mean (Tensor): Mean of the normalization, (out, ).
-        running_var (Tensor): Variance of the normalization, (out, ).
-        eps (float): Added to the variance by the normalization.
-        gamma (Tensor, optional): Scale, (out, ). None where the
-            normalization is not affine.
-        beta (Tensor, optional): Shift, (out, ). None likewise.
-
-    Returns:
-        tuple[Tensor, Tensor]: Weight, shaped as ``weight``, and bias,
-        (out, ), of the convolution that computes the same function.
+    ``weight`` is (out, in / groups, kh, kw), ``bias`` is (out, ).
     """
-    dtype = weight.dtype
-    scale = (_exact(running_var) + eps).rsqrt()
-    if gamma is not None:
-        scale = scale * _exact(gamma)
-    shift = -_exact(running_mean)
+    # mmcv's fuse_conv_bn leaves an Identity of a norm.
+    if norm is None or isinstance(norm, nn.Identity):
+        return weight, bias
+    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * _exact(norm.weight)
+    shift = -_exact(norm.running_mean)
     if bias is not None:
         shift = shift + _exact(bias)
     shift = shift * scale
-    if beta is not None:
-        shift = shift + _exact(beta)
+    if norm.affine:
+        shift = shift + _exact(norm.bias)
     folded = _exact(weight) * scale.reshape(-1, 1, 1, 1)
-    return _cast(folded, dtype), _cast(shift, dtype)
+    return _as(folded, weight), shift.to(weight)
 
 
 def merge_convs(weight1: Tensor,
@@ -50,25 +46,13 @@ def merge_convs(weight1: Tensor,
                 groups: int = 1) -> tuple[Tensor, Tensor | None]:
     """Merge a convolution and the 1x1 convolution after it into one.
 
-    With ``W1`` the first weight and ``W2`` the second, this is
+    With ``W1`` the first weight, (mid, in / groups, kh, kw), and ``W2`` the
+    second, (out, mid / groups, 1, 1), this is
     ``W[o, i, k, l] = sum_m W2[o, m] W1[m, i, k, l]`` and
     ``b = W2 b1 + b2`` (VanillaNet, arXiv 2305.12972, equations 2 to 4),
-    group by group.
-
-    Args:
-        weight1 (Tensor): (mid, in / groups, kh, kw).
-        bias1 (Tensor, optional): (mid, ).
-        weight2 (Tensor): (out, mid / groups, 1, 1).
-        bias2 (Tensor, optional): (out, ).
-        groups (int): Groups of both convolutions. Defaults to 1.
-
-    Returns:
-        tuple[Tensor, Tensor | None]: Weight (out, in / groups, kh, kw) and
-        bias (out, ) of the merged convolution, which has the stride,
-        padding, dilation and groups of the first. The bias is None where
-        neither has one.
+    group by group. The merged convolution has the stride, padding, dilation
+    and groups of the first; its bias is None where neither has one.
     """
-    dtype = weight1.dtype
     first = _exact(weight1).reshape(groups, -1, weight1[0].numel())
     second = _exact(weight2).reshape(groups, -1, first.shape[1])
     weight = torch.bmm(second, first).reshape(-1, *weight1.shape[1:])
@@ -79,12 +63,142 @@ def merge_convs(weight1: Tensor,
         bias = bias.reshape(-1)
     if bias2 is not None:
         bias = _exact(bias2) if bias is None else bias + _exact(bias2)
-    return _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
+    return _as(weight, weight1), None if bias is None else bias.to(weight1)
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float64)
+    tensor = tensor.detach()
+    try:
+        return tensor.double()
+    except TypeError:  # a device that has no float64, such as MPS
+        return tensor.cpu().double()
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype).contiguous()
+def _as(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Cast to the dtype, device and memory format of a weight."""
+    out = weight.new_empty(tensor.shape)
+    if any(weight.is_contiguous(memory_format=x)
+           for x in (torch.contiguous_format, torch.channels_last)):
+        # A 1x1 weight is both, and its strides tell which.
+        out = weight.new_empty_strided(
+            tensor.shape, (weight[0].numel(), *weight.stride()[1:]))
+    return out.copy_(tensor)
+
+
+def build_batch_norm(norm_cfg: dict | None,
+                     channels: int) -> nn.Module | None:
+    """Build a batch norm that folds; None for None, else ValueError."""
+    if norm_cfg is None:
+        return None
+    _, norm = build_norm_layer(norm_cfg, channels)
+    if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
+        raise ValueError(
+            'norm_cfg must be a batch norm with running statistics, since '
+            f'only that folds into a convolution, but got {norm_cfg}')
+    return norm
+
+
+@torch.no_grad()
+def reset_to_identity(norm: nn.Module) -> None:
+    """Set a batch norm so that in eval mode its output is its input."""
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    if norm.affine:
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+
+
+@contextmanager
+def keep_running_stats(stage: nn.Module):
+    """Recompute a stage without a second update of running statistics."""
+    norms = [m for m in stage.modules() if isinstance(m, BATCH_NORMS)]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone())
+            for norm in norms]
+    for norm in norms:
+        # Not track_running_stats = False: torch checks that the forward pass
+        # and its recomputation save the same tensors, statistics included.
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+
+
+def merge_entries(state_dict: dict, prefix: str, earlier: nn.Module,
+                  switch: str = 'switch_to_deploy') -> None:
+    """Replace a layer's entries of an earlier form by those after its switch.
+
+    ``earlier`` is the layer in that form, on any device. Where it does not
+    load its entries they stay, for torch to report them.
+    """
+    entries = {
+        key: state_dict[prefix + key]
+        for key in earlier.state_dict() if prefix + key in state_dict
+    }
+    try:
+        earlier.load_state_dict(entries, assign=True)
+    except RuntimeError:
+        return
+    lam = getattr(earlier, 'lam', 1)
+    if lam != 1:
+        raise RuntimeError(
+            f'cannot load "{prefix[:-1]}", which is in train form, into a '
+            f'merged convolution: its lambda is {lam!r}, not 1')
+    getattr(earlier, switch)()
+    for key in entries:
+        del state_dict[prefix + key]
+    state_dict.update(earlier.state_dict(prefix=prefix))
+
+
+def merge_pair(state_dict: dict, prefix: str, conv: nn.Module, kind: type,
+               switch: str, **conv_cfg) -> None:
+    """:func:`merge_entries` of a ``DeepTrainingConv2d``, which is ``kind``."""
+    first = state_dict.get(prefix + 'conv1.weight')
+    if first is None and prefix + 'conv.weight' not in state_dict:
+        return
+    with torch.device('meta'):
+        earlier = kind(
+            **{name: getattr(conv, name) for name in CONV_ARGUMENTS},
+            bias=prefix + 'conv1.bias' in state_dict,
+            mid_channels=None if first is None else len(first),
+            deep_training=first is not None, **conv_cfg)
+    merge_entries(state_dict, prefix, earlier, switch)
+
+
+def refuse_later_form(state_dict: dict, prefix: str, entry: str,
+                      form: str) -> None:
+    """Raise RuntimeError if there is an entry that only a later form has."""
+    if prefix + entry in state_dict:
+        argument = 'deploy=True' if form == 'deploy' else 'deep_training=False'
+        raise RuntimeError(
+            f'the state dict holds "{prefix[:-1]}" in {form} form, and the '
+            'model is in an earlier one, to which it cannot be converted '
+            f'back: build the model with {argument}')
+
+
+def start_pair(pair: nn.Module, state_dict: dict, prefix: str = '') -> None:
+    """Start as the plain convolution whose entries there are, if it fits.
+
+    ``pair`` is a ``DeepTrainingConv2d`` in train form, and its entries replace
+    those of the convolution.
+    """
+    weight = state_dict.get(prefix + 'weight')
+    if (weight is None or weight.shape != pair.conv1.weight.shape
+            or pair.conv1.out_channels != pair.conv2.out_channels):
+        return
+    with torch.no_grad():
+        pair.conv1.weight.copy_(state_dict.pop(prefix + 'weight'))
+        nn.init.dirac_(pair.conv2.weight, pair.groups)
+        pair.act.lam = 1
+        for norm in filter(None, (pair.norm1, pair.norm2)):
+            reset_to_identity(norm)
+        biases = [x.bias for x in (pair.conv1, pair.norm1, pair.conv2)
+                  if x is not None and x.bias is not None]
+        for bias in biases:
+            bias.zero_()
+        if biases and prefix + 'bias' in state_dict:
+            biases[0].copy_(state_dict.pop(prefix + 'bias'))
+    for key, value in pair.state_dict(prefix=prefix).items():
+        state_dict.setdefault(key, value)

@@ -2,8 +2,8 @@
 """Conversion between the three forms, the same for every model."""
 from torch import nn
 
-from .deep_training import DeepTrainingConv2d
-from .deep_training_activation import DeepTrainingActivation
+from .deep_training import DeepTrainingActivation, DeepTrainingConv2d
+from .folding import merge_pair
 from .series_activation import SeriesActivation
 
 
@@ -14,16 +14,13 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
         model (nn.Module): Any network.
 
     Returns:
-        dict[str, nn.Module]: By dotted name, each ``DeepTrainingConv2d`` (in
-        deploy form it is an ``nn.Conv2d``) and each ``SeriesActivation`` that
-        has a norm.
+        dict[str, nn.Module]: By dotted name, each ``DeepTrainingConv2d`` and
+        each ``SeriesActivation`` that has a norm.
     """
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, DeepTrainingConv2d) or (
-            isinstance(module, SeriesActivation) and not module.deploy)
-    }
+        name: m for name, m in model.named_modules()
+        if isinstance(m, DeepTrainingConv2d)
+        or isinstance(m, SeriesActivation) and not m.deploy}
 
 
 def find_activations(model: nn.Module) -> dict[str, DeepTrainingActivation]:
@@ -36,11 +33,8 @@ def find_activations(model: nn.Module) -> dict[str, DeepTrainingActivation]:
         dict[str, DeepTrainingActivation]: The activations by dotted name.
         None is left in fine-tune form and in deploy form.
     """
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, DeepTrainingActivation)
-    }
+    return {name: m for name, m in model.named_modules()
+            if isinstance(m, DeepTrainingActivation)}
 
 
 def set_lam(model: nn.Module, lam: float) -> None:
@@ -71,9 +65,8 @@ def switch_to_deploy(model: nn.Module) -> int:
         int: How many layers were converted; 0 for a model in deploy form.
 
     Raises:
-        RuntimeError: If a lambda is not 1, the channels of a series
-            activation are unknown, or the parameters are sharded (FSDP);
-            names the layer.
+        RuntimeError: If a lambda is not 1 or the parameters are sharded
+            (FSDP); names the layer.
     """
     layers = find_layers(model)
     _check(layers)
@@ -99,14 +92,27 @@ def switch_to_finetune(model: nn.Module) -> int:
         RuntimeError: As :func:`switch_to_deploy`.
     """
     layers = {
-        name: layer
-        for name, layer in find_layers(model).items()
-        if isinstance(layer, DeepTrainingConv2d) and layer.deep_training
-    }
+        name: x for name, x in find_layers(model).items()
+        if isinstance(x, DeepTrainingConv2d) and x.deep_training}
     _check(layers)
     for layer in layers.values():
         layer.switch_to_finetune()
     return len(layers)
+
+
+def merge_earlier_forms(model: nn.Module, state_dict: dict, prefix: str, *_,
+                        **conv_cfg) -> None:
+    """Merge the entries of a model's plain convolutions, of earlier forms.
+
+    With the config of its layers, it is a ``load_state_dict`` pre-hook for a
+    network that is built in deploy form.
+    """
+    conv_cfg = {k: v for k, v in conv_cfg.items()
+                if k in ('norm_cfg', 'act_cfg', 'post_norm')}
+    for name, module in model.named_modules():
+        if type(module) is nn.Conv2d:
+            merge_pair(state_dict, f'{prefix}{name}.', module,
+                       DeepTrainingConv2d, 'switch_to_deploy', **conv_cfg)
 
 
 def _check(layers: dict[str, nn.Module]) -> None:
@@ -115,13 +121,8 @@ def _check(layers: dict[str, nn.Module]) -> None:
         if any(hasattr(p, 'full_tensor') for p in layer.parameters()):
             reason = ('its parameters are sharded (FSDP): save a checkpoint '
                       'and merge that')
-        elif isinstance(layer, DeepTrainingConv2d) and layer.lam != 1:
-            reason = (f'its lambda is {layer.lam!r}, not 1, so the two '
-                      'convolutions still have an activation between them: '
-                      'train until the end of the decay first')
-        elif isinstance(layer, SeriesActivation) and (
-                layer.num_channels is None):
-            reason = ('its channels are unknown: give num_channels, load a '
-                      'checkpoint or run a batch')
+        elif getattr(layer, 'lam', 1) != 1:
+            reason = (f'its lambda is {layer.lam!r}, not 1: train until the '
+                      'end of the decay first')
         if reason:
             raise RuntimeError(f'cannot merge "{name}": {reason}')

@@ -7,54 +7,39 @@ from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...layers.batch_norm import keep_running_stats
 from ...layers.deep_training import DeepTrainingConv2d
-from ...layers.forms import switch_to_deploy, switch_to_finetune
+from ...layers.folding import BATCH_NORMS, keep_running_stats
+from ...layers.forms import (
+    merge_earlier_forms,
+    switch_to_deploy,
+    switch_to_finetune,
+)
 from ...layers.series_activation import SeriesActivation
 
 INIT_CFG = (dict(type='TruncNormal', layer='Conv2d', std=0.02),
             dict(type='Constant', layer='_BatchNorm', val=1))
 
 
-def _arch(dims: Sequence[int],
-          strides: Sequence[int],
-          width: float = 1,
+def _arch(dims: Sequence[int], strides: Sequence[int], width: float = 1,
           ada_pool: Sequence[int] | None = None) -> dict:
-    arch = dict(
-        dims=[int(128 * width) * d for d in dims], strides=list(strides))
-    if ada_pool is not None:
-        arch['ada_pool'] = list(ada_pool)
-    return arch
+    arch = dict(dims=[int(128 * width) * d for d in dims], strides=strides)
+    return arch if ada_pool is None else dict(arch, ada_pool=ada_pool)
 
 
 def _deep(repeats: int, **kwargs) -> dict:
     """VanillaNet-8 to -13: ``repeats`` stages of 2048 channels."""
-    return _arch(
-        dims=[4, 4, 8] + [16] * (repeats + 1) + [32, 32],
-        strides=[1, 2, 2] + [1] * repeats + [2, 1],
-        **kwargs)
+    return _arch([4, 4, 8] + [16] * (repeats + 1) + [32, 32],
+                 [1, 2, 2] + [1] * repeats + [2, 1], **kwargs)
 
 
 class VanillaStage(BaseModule):
-    """A convolution, a pooling where the stage reduces, an activation.
+    """A convolution, a pooling where the stage reduces, an activation."""
 
-    Args:
-        conv (DeepTrainingConv2d): The stage's convolution.
-        act (SeriesActivation): The stage's activation.
-        pool (nn.Module, optional): The pooling that reduces the resolution.
-            Defaults to None.
-    """
-
-    def __init__(self,
-                 conv: DeepTrainingConv2d,
-                 act: SeriesActivation,
-                 pool: nn.Module | None = None) -> None:
+    def __init__(self, conv: nn.Module, act: nn.Module,
+                 pool: nn.Module | None) -> None:
         super().__init__()
-        self.conv = conv
-        self.pool = pool
-        self.act = act
+        self.conv, self.pool, self.act = conv, pool, act
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
@@ -88,7 +73,7 @@ class VanillaNet(BaseBackbone):
         out_indices (Sequence[int]): The stages whose outputs are returned;
             negative ones count from the end. Defaults to (-1, ).
         frozen_stages (int): How many stages are frozen, besides the stem; 0
-            freezes the stem alone, -1 nothing. Defaults to -1.
+            freezes only the stem, -1 nothing. Defaults to -1.
         norm_cfg (dict): Config of the batch norms.
             Defaults to ``dict(type='BN', eps=1e-6)``.
         act_cfg (dict): Config of the activation A of deep training and of
@@ -155,6 +140,8 @@ class VanillaNet(BaseBackbone):
             raise ValueError(f'frozen_stages must be from -1 to '
                              f'{self.num_stages}, but got {frozen_stages}')
         self.frozen_stages = frozen_stages
+        self.conv_cfg = dict(
+            norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=True)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
 
@@ -169,12 +156,8 @@ class VanillaNet(BaseBackbone):
                 # The backward pass of the layer before it (norm, pooling or
                 # convolution) does not use that layer's output.
                 SeriesActivation(
-                    out_channels,
-                    act_num=act_num,
-                    act_cfg=act_cfg,
-                    norm_cfg=norm_cfg,
-                    inplace=True,
-                    deploy=deploy),
+                    out_channels, act_num, act_cfg=act_cfg, norm_cfg=norm_cfg,
+                    inplace=True, deploy=deploy),
                 pool)
 
         stem = (dict(stride=4, padding=0)
@@ -276,33 +259,24 @@ class VanillaNet(BaseBackbone):
         self._freeze_stages()
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, BATCH_NORMS):
                     module.eval()
         return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        merge_earlier_forms(self, state_dict, prefix, **self.conv_cfg)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def deploy(self) -> bool:
         """bool: Whether the network is in deploy form."""
         return self.stem.act.deploy
 
-    def switch_to_finetune(self) -> None:
-        """Convert to fine-tune form, in place; a second call does nothing.
+    # For tools that call these methods of a module.
+    switch_to_finetune = switch_to_finetune
+    switch_to_deploy = switch_to_deploy
 
-        Raises:
-            RuntimeError: If lambda is not 1.
-        """
-        switch_to_finetune(self)
-
-    def switch_to_deploy(self) -> None:
-        """Convert to deploy form, in place; a second call does nothing.
-
-        Raises:
-            RuntimeError: If lambda is not 1.
-        """
-        switch_to_deploy(self)
-
-    def get_layer_depth(self,
-                        param_name: str,
+    def get_layer_depth(self, param_name: str,
                         prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning rate decay.
 
@@ -312,9 +286,9 @@ class VanillaNet(BaseBackbone):
                 Defaults to ''.
 
         Returns:
-            tuple[int, int]: The depth and the number of depths, L + 2, where
-            L is the number of stages. The depth is 0 for the stem, i + 1 for
-            stage i and L + 1 for parameters outside of the backbone.
+            tuple[int, int]: The depth, which is 0 for the stem, i + 1 for
+            stage i and the last for parameters outside of the backbone, and
+            the number of depths.
         """
         num_layers = self.num_stages + 2
         if not param_name.startswith(prefix):

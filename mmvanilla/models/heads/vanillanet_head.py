@@ -6,7 +6,11 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ...layers.deep_training import DeepTrainingConv2d
-from ...layers.forms import switch_to_deploy, switch_to_finetune
+from ...layers.forms import (
+    merge_earlier_forms,
+    switch_to_deploy,
+    switch_to_finetune,
+)
 from ..backbones.vanillanet import INIT_CFG
 
 
@@ -64,16 +68,12 @@ class VanillaNetHead(ClsHead):
             loss=loss, topk=topk, cal_acc=cal_acc, init_cfg=init_cfg)
         self.num_classes = num_classes
         self.in_channels = in_channels
+        self.conv_cfg = dict(
+            norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=False)
         self.dropout = nn.Dropout(dropout)
         self.classifier = DeepTrainingConv2d(
-            in_channels,
-            num_classes,
-            1,
-            mid_channels=num_classes,
-            norm_cfg=norm_cfg,
-            act_cfg=act_cfg,
-            deep_training=deep_training,
-            deploy=deploy)
+            in_channels, num_classes, 1, mid_channels=num_classes,
+            deep_training=deep_training, deploy=deploy, **self.conv_cfg)
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Pool the last feature map: (N, C, H, W) -> (N, C)."""
@@ -92,23 +92,15 @@ class VanillaNetHead(ClsHead):
         pooled = self.dropout(self.pre_logits(feats))
         return self.classifier(pooled[:, :, None, None]).flatten(1)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        merge_earlier_forms(self, state_dict, prefix, **self.conv_cfg)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def deploy(self) -> bool:
         """bool: Whether the classifier is in deploy form."""
         return not isinstance(self.classifier, DeepTrainingConv2d)
 
-    def switch_to_finetune(self) -> None:
-        """Merge the classifier, in place, as :meth:`switch_to_deploy`.
-
-        Raises:
-            RuntimeError: If lambda is not 1.
-        """
-        switch_to_finetune(self)
-
-    def switch_to_deploy(self) -> None:
-        """Merge the classifier, in place; a second call does nothing.
-
-        Raises:
-            RuntimeError: If lambda is not 1.
-        """
-        switch_to_deploy(self)
+    # For tools that call these methods of a module.
+    switch_to_finetune = switch_to_finetune
+    switch_to_deploy = switch_to_deploy

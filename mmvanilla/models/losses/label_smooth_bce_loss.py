@@ -1,5 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-
+import torch
 import torch.nn.functional as F
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class LabelSmoothBCELoss(nn.Module):
     """Binary cross entropy with logits, mean over samples **and** classes.
 
-    mmpretrain's sigmoid cross entropy is the mean over samples alone, so its
+    mmpretrain's sigmoid cross entropy is the mean over samples only, so its
     value is larger by the factor K, the number of classes. Labels are
     smoothed to ``1 - s + s / K`` and ``s / K`` (the recipe of VanillaNet,
     arXiv 2305.12972, section 4). Smoothing after mixup and cutmix, as here,
@@ -42,13 +42,16 @@ class LabelSmoothBCELoss(nn.Module):
         Args:
             cls_score (Tensor): Logits, (N, K).
             label (Tensor): Class indices, (N, ), or scores, (N, K).
-            avg_factor (float, optional): Divisor in the place of N.
+            avg_factor (float, optional): Divisor instead of N.
                 Defaults to None, which means N.
 
         Returns:
             Tensor: The loss, a scalar.
         """
         num_samples, num_classes = cls_score.shape
+        # In half precision the sum of 128 x 1000 terms is infinite.
+        cls_score = cls_score.to(
+            torch.promote_types(cls_score.dtype, torch.float32))
         if label.ndim == 1:
             label = F.one_hot(label, num_classes)
         target = label.to(cls_score.dtype) * (1 - self.label_smooth_val)
@@ -57,7 +60,3 @@ class LabelSmoothBCELoss(nn.Module):
             cls_score, target, reduction='sum')
         avg_factor = num_samples if avg_factor is None else avg_factor
         return self.loss_weight * loss / (avg_factor * num_classes)
-
-    def extra_repr(self) -> str:
-        """Show s where the module is printed."""
-        return f'label_smooth_val={self.label_smooth_val:g}'

@@ -132,8 +132,8 @@ def read_checkpoint(path: str | Path) -> dict:
         with _allowed_names():
             content = torch.load(
                 path, map_location='cpu', weights_only=True, mmap=mmap)
-    except OSError as e:
-        raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+    except PermissionError as e:
+        raise UserError(f'cannot read {path}: {e.strerror}') from e
     except Exception as e:  # torch's reader may raise any
         raise UserError(f'{path} {_problem(e) or UNREADABLE}') from e
     return _checked(content, str(path))

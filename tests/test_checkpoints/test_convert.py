@@ -1,22 +1,96 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import os
-import shutil
 from argparse import Namespace
 
 import pytest
 import torch
-from golden import WIDTHS, load, random_authors_weights, same
+from golden import (
+    WIDTHS,
+    load,
+    model_cfg,
+    random_authors_weights,
+    relative_l2,
+    same,
+)
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
+from mmpretrain import get_model
+from mmpretrain.models import ImageClassifier
 
-from mmvanilla.checkpoints import convert, from_authors, read_checkpoint
+from mmvanilla.checkpoints import (
+    PUBLISHED,
+    convert,
+    from_authors,
+    read_checkpoint,
+)
 from mmvanilla.utils.errors import UserError
 
+FILES = dict(
+    zip(WIDTHS, (name for name in PUBLISHED if 'act_num' not in name)))
 
-def different(state_dict: dict) -> dict:
-    return {k: v + 1 for k, v in state_dict.items()}
+
+@pytest.mark.parametrize('name', ['plain', 'act4_deep', 'ada_pool'])
+@pytest.mark.parametrize('form', ['train', 'deploy'])
+def test_there_and_back(tmp_path, name, form):
+    golden = load(name)
+    theirs = golden if form == 'train' else golden['deploy']
+    theirs = theirs['state_dict']
+    src, dst, back = (tmp_path / f'{n}.pth' for n in ('src', 'dst', 'back'))
+    torch.save(
+        dict(model_ema=theirs, epoch=299, args=Namespace(model='x')), src)
+
+    said = convert(src, dst)
+    n, classes = golden['kwargs']['act_num'], golden['kwargs']['num_classes']
+    assert f'{form} form, n = {n}, {classes} classes' in said
+
+    cfg = Config.fromfile(tmp_path / 'dst.py')
+    assert cfg.load_from == str(dst)
+    if name == 'ada_pool':
+        # No tensor tells that, and convert said so.
+        assert 'Correct arch in the config' in said
+        cfg.model.backbone.arch.ada_pool = golden['kwargs']['ada_pool']
+    model = get_model(cfg)
+    load_checkpoint(model, cfg.load_from, strict=True)
+    wanted = golden['deploy'] if form == 'deploy' else golden['eval'][1.0]
+    with torch.no_grad():
+        logits = model(golden['input'])
+    assert relative_l2(logits, wanted['logits']) < 1e-5
+
+    convert(dst, back, to='authors', key='model_ema')
+    assert same(torch.load(back)['model_ema'], theirs)
+    # The config beside it loads it too, through vanillanet://.
+    cfg = Config.fromfile(tmp_path / 'back.py')
+    load_checkpoint(get_model(cfg), cfg.load_from, strict=True)
 
 
-def test_convert_tells_ada_by_names(tmp_path):
+@pytest.mark.parametrize('deploy', [False, True])
+@pytest.mark.parametrize('name', WIDTHS)
+def test_published_variants_are_recognized(tmp_path, name, deploy):
+    dims = [128 * d for d in WIDTHS[name]]
+    path = tmp_path / f'{FILES[name]}.pth'
+    theirs = random_authors_weights(dims, deploy=deploy)
+    torch.save(dict(model=theirs, epoch=299), path)
+    convert(path, tmp_path / 'out.pth')
+    found = Config.fromfile(tmp_path / 'out.py').model
+    form = dict(deploy=deploy)
+    assert found == dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='VanillaNet', arch=name, in_channels=3, act_num=3, **form),
+        head=dict(
+            type='VanillaNetHead', num_classes=1000, in_channels=dims[-1],
+            **form))
+    with torch.device('meta'):
+        model = ImageClassifier(found['backbone'], head=found['head'])
+    # The lambdas are numbers, which a meta tensor has none of.
+    ours = {
+        k: v if k.endswith('.lam') else v.to('meta')
+        for k, v in read_checkpoint(tmp_path / 'out.pth')['state_dict'].items()
+    }
+    model.load_state_dict(ours, strict=True)
+
+
+def test_ada_is_told_by_names(tmp_path):
     dims = [128 * d for d in WIDTHS['13-x1.5']]
     theirs = random_authors_weights(dims, deploy=True)
     for name, args, arch in [
@@ -29,34 +103,36 @@ def test_convert_tells_ada_by_names(tmp_path):
         ('best', None, None),
     ]:
         torch.save(dict(model=theirs, args=args), tmp_path / f'{name}.pth')
-        said = convert(tmp_path / f'{name}.pth', tmp_path / 'out.pth')
+        said = convert(
+            tmp_path / f'{name}.pth', tmp_path / 'out.pth', force=True)
         cfg = Config.fromfile(tmp_path / 'out.py')
         assert cfg.model.backbone.arch == (arch or '13-x1.5')
         assert ('are alike' in said) == (arch is None)
 
 
-def test_convert_reads_the_key_that_it_is_told(tmp_path):
+def test_key(tmp_path):
     theirs = load('plain')['state_dict']
+    other = {k: v + 1 for k, v in theirs.items()}
     src, dst = tmp_path / 'a.pth', tmp_path / 'b.pth'
-    torch.save(dict(model=different(theirs), model_ema=theirs), src)
+    torch.save(dict(model=other, model_ema=theirs), src)
     for key, wanted in [(None, theirs), ('model_ema', theirs),
-                        ('model', different(theirs))]:
-        convert(src, dst, key=key)
+                        ('model', other)]:
+        convert(src, dst, key=key, force=True)
         state_dict = read_checkpoint(dst)['state_dict']
         assert same(state_dict, from_authors(wanted))
     torch.save(dict(model=theirs), src)
     with pytest.raises(UserError, match='holds no model_ema, but model'):
-        convert(src, dst, key='model_ema')
+        convert(src, dst, key='model_ema', force=True)
 
 
-def test_convert_refuses(tmp_path):
+def test_refusals_leave_no_file(tmp_path):
     theirs = load('plain')['state_dict']
     src, dst = tmp_path / 'a.pth', tmp_path / 'b.pth'
     torch.save(dict(model=theirs), src)
     before = src.read_bytes()
     for bad in (src, tmp_path / 'b.py', tmp_path, tmp_path / 'no' / 'b.pth'):
         with pytest.raises(UserError, match='cannot write to'):
-            convert(src, bad)
+            convert(src, bad, force=True)
     with pytest.raises(UserError, match='holds no state_dict'):
         convert(src, dst, to='authors')
     ours = from_authors(theirs)
@@ -68,32 +144,35 @@ def test_convert_refuses(tmp_path):
     assert src.read_bytes() == before
 
 
-def test_convert_leaves_no_file_when_the_disk_is_full(tmp_path, monkeypatch):
+@pytest.mark.parametrize('existing', ['b.pth', 'b.py'])
+def test_existing_files_need_force(tmp_path, existing):
     src, dst = tmp_path / 'a.pth', tmp_path / 'b.pth'
     torch.save(dict(model=load('plain')['state_dict']), src)
-
-    def full_disk(*_):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(torch, 'save', full_disk)
-    with pytest.raises(UserError, match=f'cannot write {dst}: No space left'):
+    (tmp_path / existing).write_text('mine')
+    with pytest.raises(UserError, match=f'cannot write to .*{existing}'):
         convert(src, dst)
-    assert os.listdir(tmp_path) == ['a.pth']
+    assert sorted(os.listdir(tmp_path)) == ['a.pth', existing]
+    assert (tmp_path / existing).read_text() == 'mine'
+    convert(src, dst, force=True)
+    assert (read_checkpoint(dst)['meta']['model'],
+            Config.fromfile(tmp_path / 'b.py').load_from) == ('a', str(dst))
 
 
-def test_convert_replaces_its_own_files_alone(tmp_path):
-    src, dst = tmp_path / 'a.pth', tmp_path / 'b.pth'
-    torch.save(dict(model=load('plain')['state_dict']), src)
-    convert(src, dst)
-    convert(src, dst)
-    for path in (dst, tmp_path / 'b.py'):
-        own = path.read_bytes()
-        path.write_text('mine')
-        with pytest.raises(UserError, match=f'cannot write to {path}'):
-            convert(src, dst)
-        assert path.read_text() == 'mine'
-        convert(src, dst, force=True)
-        assert path.read_bytes() == own
-    shutil.copy(src, dst)
-    with pytest.raises(UserError, match='cannot write to'):
-        convert(dst, src)
+def fill(cfg: dict) -> ImageClassifier:
+    return ImageClassifier(cfg['backbone'], head=cfg['head'])
+
+
+def test_our_own_training_checkpoint_becomes_the_authors(tmp_path):
+    """What a run of mmengine saves, meta and all."""
+    golden = load('plain')
+    model = fill(model_cfg(golden))
+    model.load_state_dict(from_authors(golden['state_dict']))
+    torch.save(
+        dict(state_dict=model.state_dict(), optimizer=dict(state={}),
+             meta=dict(epoch=3, dataset_meta=dict(classes=('a', 'b')))),
+        tmp_path / 'a.pth')
+    convert(tmp_path / 'a.pth', tmp_path / 'b.pth', to='authors')
+    found = torch.load(tmp_path / 'b.pth')
+    assert list(found) == ['model']
+    assert all(torch.equal(found['model'][k], v)
+               for k, v in golden['state_dict'].items())

@@ -7,11 +7,7 @@ checking that the outputs are the same.
 """
 import argparse
 
-from mmvanilla.engine.options import add_config_options, add_data_options
-from mmvanilla.engine.own_images import use_image_folder
-from mmvanilla.reparam.merge import reparameterize
-from mmvanilla.utils.building import read_config
-from mmvanilla.utils.errors import exit_on_user_error
+from options import add_config_options, add_data_options, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,25 +38,27 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--force',
         action='store_true',
-        help='replace OUT.pth and OUT.py even if mmvanilla did not write them')
+        help='replace OUT.pth and OUT.py where they exist')
     add_config_options(parser)
     return parser.parse_args()
 
 
-@exit_on_user_error
-def main() -> None:
-    args = parse_args()
-    cfg = read_config(args.config, args.cfg_options, args.allow_new_keys)
-    if args.data:
-        use_image_folder(cfg, args.data, args.checkpoint, args.check_images)
-    report = reparameterize(cfg, args.checkpoint, args.out, args.tol,
-                            args.samples, args.form, args.force)
-    if report.random:
+def main(config, checkpoint, out, data, check_images, cfg_options,
+         allow_new_keys, **options) -> None:
+    from mmvanilla.reparam import reparameterize
+    from mmvanilla.utils.configs import parse_cfg_options, read_config
+
+    cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
+    if data:
+        from mmvanilla.engine.own_data import use_image_folder
+        use_image_folder(cfg, data, checkpoint, check_images)
+    report = reparameterize(cfg, checkpoint, out, **options)
+    if report.comparison.samples.random:
         print('The validation data of the config is not there: compared on '
               'random images.')
     print(report.table())
-    print(f'wrote {args.out}')
+    print(f'wrote {out}')
 
 
 if __name__ == '__main__':
-    main()
+    run(main, parse_args())

@@ -50,8 +50,7 @@ class Comparison:
     notes: list[tuple[str, str]] = field(default_factory=list)
     _problem: str = ''
     _worst: str = ''
-    # By name: the first reference, and whether another differs from it (None
-    # until there is another).
+    # The first reference; whether another differs (None: there is none).
     _first: dict[str, Tensor] = field(default_factory=dict)
     _varies: dict[str, bool | None] = field(default_factory=dict)
 
@@ -84,15 +83,14 @@ class Comparison:
         if a is None:
             return
         if 'pred_label' in a:
-            self._count('top-1 agreement', 1,
-                        torch.equal(a.pred_label, b.pred_label))
+            same = torch.equal(a.pred_label, b.pred_label)
+            self._count('top-1 agreement', 1, same)
         for key in ('pred_sem_seg', 'pred_panoptic_seg'):
             if key in a:
-                maps = [x.get(key).get('sem_seg', x.get(key).get('data'))
-                        for x in (a, b)]
-                same = maps[0].shape == maps[1].shape
-                self._count('pixels with the same label', maps[0].numel(),
-                            int((maps[0] == maps[1]).sum()) if same else 0)
+                x, y = (data.get(key).get('sem_seg', data.get(key).get('data'))
+                        for data in (a, b))
+                self._count('pixels with the same label', x.numel(),
+                            (x == y).sum().item() if x.shape == y.shape else 0)
         if 'pred_instances' in a:
             self._add_detections(a.pred_instances, b.pred_instances)
 
@@ -108,11 +106,9 @@ class Comparison:
             self._fail(f'{where} has shape {tuple(b.shape)}, not '
                        f'{tuple(a.shape)}')
             return
-        for kind, tensor in (('reference', a), ('output', b)):
-            if not tensor.isfinite().all():
-                self._fail(f'{where}: the {kind} has numbers that are not '
-                           'finite')
-                return
+        if not (a.isfinite().all() and b.isfinite().all()):
+            self._fail(f'{where} has numbers that are not finite')
+            return
         error = relative_error(a, b)
         if error > self.max_rel:
             self.max_rel, self._worst = error, where
@@ -121,9 +117,9 @@ class Comparison:
 
     def _add_detections(self, a: InstanceData, b: InstanceData) -> None:
         pairs = match_detections(a, b)
-        # A detection that only one of the models has is a disagreement.
-        total = len(a) + len(b) - len(pairs)
-        self._count('detections in agreement', total, len(pairs))
+        # Those that only one of the models has are disagreements.
+        self._count('detections in agreement', len(a) + len(b) - len(pairs),
+                    len(pairs))
         for i, j in pairs if 'masks' in a else ():
             x, y = (torch.as_tensor(m).bool()
                     for m in (a.masks[i], b.masks[j]))
@@ -153,16 +149,17 @@ class Comparison:
                     f'{self.max_rel:.3g}, over the tolerance {self.tol:g}')
         if not any(tensor.numel() for tensor in self._first.values()) and (
                 not any(total for total, _ in self.counts.values())):
-            return 'nothing was compared' + (
-                ': the model detects nothing; lower its test_cfg.score_thr'
-                if self.counts else '')
+            return 'nothing was compared: ' + (
+                'the model detects nothing; lower its test_cfg.score_thr'
+                if self.counts else 'there are no outputs')
         varying = [name for name, varies in self._varies.items() if varies]
         if not varying and False in self._varies.values():
             return ('the reference outputs are the same for all samples, so '
                     'that comparing them shows nothing: use the weights of a '
                     'trained network, or other images')
-        if varying and all(n.startswith('feature') for n in varying) and any(
-                not n.startswith('feature') for n in self._varies):
+        features = [n for n in self._varies if n.startswith('feature')]
+        if len(features) < len(self._varies) and varying and (
+                set(varying) <= set(features)):
             self.notes.append(('the outputs are the same for all samples',
                                'compared by the feature maps'))
         return ''
@@ -192,9 +189,8 @@ class Comparison:
             step = 100 / self.counts['top-1 agreement'][0]
             if judged and step > max_drop:
                 max_drop = step
-                self.notes.append(
-                    ('smallest drop of accuracy that the samples show',
-                     f'{step:.3g} points'))
+                self.notes.append(('smallest drop that the samples show',
+                                   f'{step:.3g} points'))
         elif self.counts and not judged:
             return (f'{self.precision} is judged by AP or mIoU, and none was '
                     'measured: compare on the whole validation set, whose '
@@ -224,27 +220,24 @@ def compare(reference: Callable[[dict], Result],
     Compared are, sample by sample, the outputs by their relative error
     ``||output - reference|| / ||reference||`` in float64, and the
     predictions: top-1 labels and label maps for equality, detections by label,
-    box and score, the masks of matching detections by their intersection over
-    union. :data:`TOLERANCES` says what is allowed.
-
-    In lower precisions the accuracy, AP or mIoU is judged, and detections,
-    masks and label maps are only reported.
+    box and score, the masks of matching detections by intersection over union.
+    In lower precisions the drop of accuracy, AP or mIoU is judged instead of
+    detections, masks and label maps.
 
     Args:
-        reference (Callable): Returns the :class:`Result` of a sample, a batch
-            of one as data loaders yield it.
+        reference (Callable): From a batch of one sample to a :class:`Result`.
         candidate (Callable): The same of what is to be checked.
-        samples (Samples | list[dict]): The samples.
+        samples (Samples | list[dict]): Batches as data loaders yield them.
         tol (float, optional): The largest allowed relative error in fp32.
             Defaults to None: 1e-4.
         precision (str): 'fp32', 'fp16', 'bf16' or 'int8'. Defaults to 'fp32'.
         max_drop (float): The largest allowed drop of the metric in lower
             precisions, in percentage points. Defaults to 1.0.
         what (str): What is checked; messages begin with it.
-        metrics (Callable, optional): Called after the last sample: a dict
-            from the name of each metric to its values before and after.
-            Detectors and segmentors need it in lower precisions, with a name
-            that ends in 'mAP' or 'mIoU'. Defaults to None.
+        metrics (Callable, optional): Called after the last sample: a dict of
+            the values before and after of each metric. Lower precisions of
+            detectors need one that ends in 'mAP', of segmentors in 'mIoU'.
+            Defaults to None.
 
     Returns:
         Comparison: Errors and agreement.
@@ -254,13 +247,12 @@ def compare(reference: Callable[[dict], Result],
     """
     if not isinstance(samples, Samples):
         samples = Samples(list(samples))
-    found = Comparison(samples, precision, TOLERANCES[precision][0])
-    if precision == 'fp32' and tol is not None:
-        found.tol = tol
+    if precision != 'fp32' or tol is None:
+        tol = TOLERANCES[precision][0]
+    found = Comparison(samples, precision, tol)
     right = []
     for i, batch in enumerate(samples.batches, 1):
-        results = [model(copy.deepcopy(batch))
-                   for model in (reference, candidate)]
+        results = [m(copy.deepcopy(batch)) for m in (reference, candidate)]
         found.add(i, *results)
         label = _label(batch)
         if label is not None and 'top-1 agreement' in found.counts:
@@ -275,11 +267,8 @@ def compare(reference: Callable[[dict], Result],
 
 
 def _label(batch: dict) -> int | None:
-    for sample in batch.get('data_samples') or ():
-        label = getattr(sample, 'gt_label', None)
-        if label is not None and label.numel() == 1:
-            return int(label)
-    return None
+    label = getattr((batch.get('data_samples') or [None])[0], 'gt_label', None)
+    return None if label is None or label.numel() != 1 else int(label)
 
 
 def relative_error(reference: Tensor, output: Tensor) -> float:

@@ -24,15 +24,13 @@ from ..version import __version__
 from .compare import Comparison, Result, compare, relative_error
 from .samples import find_samples
 
-# For each form: the argument that builds it, the types that take it, and the
+TYPES = ('VanillaNet', 'VanillaNetHead', 'DeepTrainingConv2d',
+         'WithDeepTraining')
+# For each form: the argument that builds it, the types that have it, and the
 # hooks that the form does not use.
 FORMS = dict(
-    finetune=(dict(deep_training=False),
-              ('VanillaNet', 'VanillaNetHead', 'DeepTrainingConv2d',
-               'WithDeepTraining'), ('DeepTrainingHook', )),
-    deploy=(dict(deploy=True),
-            ('VanillaNet', 'VanillaNetHead', 'DeepTrainingConv2d',
-             'SeriesActivation', 'WithDeepTraining'),
+    finetune=(dict(deep_training=False), TYPES, ('DeepTrainingHook', )),
+    deploy=(dict(deploy=True), (*TYPES, 'SeriesActivation'),
             ('DeepTrainingHook', 'ReparameterizeHook', 'EMAHook')))
 # Largest relative error of a layer in float64. Weights rounded to float32
 # cause errors of about 1e-7.
@@ -45,9 +43,9 @@ class Report:
 
     Attributes:
         layers (int): Number of converted layers.
-        before (dict): ``parameters``, ``macs`` (multiply-accumulates for one
-            sample), ``bytes`` (of the weights) and ``seconds`` (median latency
-            of one sample) of the model before conversion.
+        before (dict): ``parameters``, ``macs`` (multiply-accumulates),
+            ``bytes`` (of the weights) and ``seconds`` (median latency) of the
+            model before conversion, for one sample.
         after (dict): The same of the converted model.
         comparison (Comparison): Errors and agreement of predictions.
     """
@@ -60,13 +58,13 @@ class Report:
     def table(self) -> str:
         """The report in Markdown."""
         rows = [('layers converted', '', f'{self.layers}')]
-        for name, key, unit, scale in [
-                ('parameters', 'parameters', 'M', 1e6),
-                ('MACs', 'macs', 'M', 1e6),
-                ('size of the weights', 'bytes', 'MB', 1e6),
-                ('median latency', 'seconds', 'ms', 1e-3)]:
-            rows.append((name, f'{self.before[key] / scale:,.2f} {unit}',
-                         f'{self.after[key] / scale:,.2f} {unit}'))
+        for name, key, unit in [('parameters', 'parameters', 'M'),
+                                ('MACs', 'macs', 'M'),
+                                ('size of the weights', 'bytes', 'MB'),
+                                ('median latency', 'seconds', 'ms')]:
+            scale = 1e3 if unit == 'ms' else 1e-6
+            rows.append((name, f'{self.before[key] * scale:,.2f} {unit}',
+                         f'{self.after[key] * scale:,.2f} {unit}'))
         rows += [(name, '', value) for name, value in self.comparison.rows()]
         return markdown_table(['', 'before', 'after'], rows)
 
@@ -80,12 +78,11 @@ def reparameterize(cfg: Config,
                    force: bool = False) -> Report:
     """Convert a checkpoint to deploy or fine-tune form and verify it.
 
-    Writes ``out``, with weights and meta, and beside it, with the suffix
-    ``.py``, the config that builds the form. Both files are first written to
-    a temporary folder, read back and compared with the model of ``cfg`` and
-    ``checkpoint``: the weights that are not converted bit by bit, each
-    converted layer in float64, the outputs of backbone, neck and heads, and
-    the predictions.
+    Writes ``out``, with weights and meta, and the config that builds the
+    form beside it, with the suffix ``.py``. Both are first written to a
+    temporary folder, read back and compared with the model before: weights
+    that are not converted bit by bit, each converted layer in float64, the
+    outputs of backbone, neck and heads, and the predictions.
 
     Args:
         cfg (Config): The config that the checkpoint was trained with.
@@ -104,9 +101,8 @@ def reparameterize(cfg: Config,
 
     Raises:
         UserError: If lambda is below 1, an error is over ``tol``, the
-            checkpoint does not fit the config, has the form already or is
-            not a checkpoint, or ``out`` must not be written. No file is left
-            then.
+            checkpoint cannot be read, does not fit the config or has the form
+            already, or ``out`` must not be written. No file is left then.
     """
     out, checkpoint = Path(out), str(checkpoint)
     paths = [out, out.with_suffix('.py')]
@@ -114,19 +110,17 @@ def reparameterize(cfg: Config,
         raise UserError(f'the name of the output must end in .pth, got {out}')
     if form not in FORMS:
         raise UserError(f'form must be one of {", ".join(FORMS)}, got {form}')
-    inputs = [checkpoint.split('://')[-1], cfg.filename or checkpoint]
     for path in paths:
-        check_output(path, inputs, force)
+        check_output(path, [checkpoint.split('://')[-1], cfg.filename or ''],
+                     force)
 
     content = load_checkpoint(checkpoint)
     state_dict = content.get('state_dict', content)
     model = build_model(cfg)
     new_cfg = make_deploy_config(cfg, form)
-    if set(state_dict) != set(model.state_dict()) and (
-            set(state_dict) == set(build_model(new_cfg).state_dict())):
-        raise UserError(f'{checkpoint} is in {form} form already')
     load_state_dict(model, state_dict, checkpoint)
-    if any(_is_channels_last(weight) for weight in state_dict.values()):
+    # Weights of convolutions are contiguous or in channels_last.
+    if not all(w.is_contiguous() for w in state_dict.values() if w.dim() == 4):
         model.to(memory_format=torch.channels_last)
     merged = copy.deepcopy(model)
     layers = switch_loaded(merged, checkpoint, form)
@@ -136,12 +130,9 @@ def reparameterize(cfg: Config,
     found = find_samples(cfg, samples)
 
     meta = dict(
-        mmvanilla_version=__version__,
-        cfg=new_cfg.pretty_text,
+        mmvanilla_version=__version__, cfg=new_cfg.pretty_text, form=form,
         dataset_meta=content.get('meta', {}).get('dataset_meta', {}),
-        form=form,
-        lam=1.0,
-        tolerance=tol)
+        lam=1.0, tolerance=tol)
     content = dict(state_dict=merged.state_dict(), meta=meta)
     with write_beside(*paths) as (weights_path, config_path):
         torch.save(content, weights_path)
@@ -156,20 +147,17 @@ def reparameterize(cfg: Config,
             comparison = compare(
                 partial(_run, model, names), partial(_run, written, names),
                 found, tol, what=what)
-            report = Report(layers, _measure(model, found.batches[0]),
-                            _measure(written, found.batches[0]), comparison)
+            sides = [_measure(m, found.batches[0]) for m in (model, written)]
         meta['max_relative_error'] = comparison.max_rel
         torch.save(content, weights_path)
-    return report
+    return Report(layers, *sides, comparison)
 
 
-def switch_loaded(model: nn.Module,
-                  checkpoint: str | Path,
+def switch_loaded(model: nn.Module, checkpoint: str | Path,
                   form: str = 'deploy') -> int:
     """Convert a model with a checkpoint's weights, in place.
 
-    Returns how many layers were converted; a UserError names the checkpoint
-    and a layer that cannot be, for example since its lambda is below 1.
+    Returns how many layers were converted; a UserError names the checkpoint.
     """
     switch = dict(deploy=switch_to_deploy, finetune=switch_to_finetune)[form]
     try:
@@ -179,10 +167,9 @@ def switch_loaded(model: nn.Module,
 
 
 def make_deploy_config(cfg: Config, form: str = 'deploy') -> Config:
-    """Make the config that builds a later form of a config's model.
+    """A new config that builds a later form of a config's model.
 
-    Without pretrained weights, ``load_from``, ``resume`` and the hooks that
-    the form does not use. ``cfg`` is not changed.
+    Without pretrained weights, ``load_from``, ``resume`` and unused hooks.
     """
     cfg = copy.deepcopy(cfg)
     argument, types, unused_hooks = FORMS[form]
@@ -196,33 +183,31 @@ def make_deploy_config(cfg: Config, form: str = 'deploy') -> Config:
 
 
 def _convert(node, types: tuple, argument: dict) -> None:
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _convert(child, types, argument)
-    elif isinstance(node, dict):
+    if isinstance(node, dict):
         if type_name(node) in types:
             node.update(argument)
         # A written config holds names. mmcv finds this function by its own
         # name, not by the module's before it.
         if getattr(node.get('type'), '__module__', '') == 'mmcv.ops.nms':
             node['type'] = node['type'].__name__
-        init_cfg = node.get('init_cfg')
-        if isinstance(init_cfg, dict) and type_name(init_cfg) in (
+        if type_name(node.get('init_cfg') or {}) in (
                 'Pretrained', 'PretrainedInit'):
             node.pop('init_cfg')
         if node.get('pretrained'):  # argument of timm and older networks
             node['pretrained'] = False if node['pretrained'] is True else None
-        for child in node.values():
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
             _convert(child, types, argument)
 
 
 def compare_layers(reference: nn.Module, converted: nn.Module,
                    what: str) -> None:
-    """Raise UserError unless a model's layers were converted exactly.
+    """Raise UserError unless exactly a model's layers were converted.
 
-    Weights of other modules are compared bit by bit; each converted layer
-    alone, in float64, on zeros and on noise, which shows errors that are too
-    small to change a network's outputs.
+    Weights of other modules are compared bit by bit. Layers are compared one
+    by one in float64, where errors show that do not change a network's
+    outputs.
     """
     layers = find_layers(reference)
     inside = tuple(f'{name}.' if name else '' for name in layers)
@@ -254,9 +239,9 @@ def compare_layers(reference: nn.Module, converted: nn.Module,
 def _compared_modules(model: nn.Module) -> list[str]:
     """Names of the modules whose outputs are compared.
 
-    These are the converted layers, backbone and neck and, in the heads, all
-    at the top level or with weights of their own. Second stages, which get
-    the proposals of their own model, are compared by their predictions.
+    These are the converted layers, backbone, neck and all modules of heads
+    that have weights. Second stages get the proposals of their own model, so
+    they are compared by their predictions.
     """
     layers = find_layers(model)
     inside = tuple(f'{name}.' for name in ('backbone', 'neck', *layers))
@@ -279,7 +264,7 @@ def _run(model: nn.Module, names: list[str], batch: dict) -> Result:
             kind = 'feature map'
         for i, tensor in enumerate(_tensors(output), 1):
             key = f'{kind} {i} of call {calls[name]} of {name}'
-            tensors[key] = tensor.clone()
+            tensors[key] = tensor.clone()  # it may be changed in place
 
     with ExitStack() as stack:
         for name in names:
@@ -298,11 +283,6 @@ def _tensors(output) -> Iterator[Tensor]:
             yield from _tensors(value)
     elif isinstance(output, Tensor) and output.is_floating_point():
         yield output
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    return weight.dim() == 4 and not weight.is_contiguous() and (
-        weight.is_contiguous(memory_format=torch.channels_last))
 
 
 def _measure(model: nn.Module, batch: dict) -> dict[str, float]:

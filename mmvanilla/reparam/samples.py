@@ -33,9 +33,15 @@ class Samples:
     def classes(self) -> int | None:
         """How many classes the samples are of; None without labels."""
         found = set()
-        for batch in self.batches:
-            for sample in batch.get('data_samples') or ():
-                found |= _classes(sample)
+        for sample in (batch['data_samples'][0] for batch in self.batches
+                       if batch.get('data_samples')):
+            labels = sample.get('gt_label')
+            if 'gt_instances' in sample:
+                labels = sample.gt_instances.get('labels')
+            elif 'gt_sem_seg' in sample:
+                labels = sample.gt_sem_seg.data
+                labels = labels[labels != 255]
+            found |= set(() if labels is None else labels.unique().tolist())
         return len(found) or None
 
     def __str__(self) -> str:
@@ -52,30 +58,23 @@ def find_samples(cfg: Config,
                  test_pipeline: bool = False) -> Samples:
     """Read samples that are spread over one of a config's data sets.
 
-    A seeded random subset of ``number`` samples, in the order of the data
-    set; random images in the test pipeline if the data are not there.
-    ``split`` is 'train', 'val' or 'test'; with ``test_pipeline`` its images
-    go through the pipeline of the validation or test set.
-
-    Raises:
-        UserError: If ``number`` is not positive, or the data set is empty or
-            cannot be built.
+    These are a seeded random subset in the order of the data set, of 'train',
+    'val' or 'test'; with ``test_pipeline`` they go through the pipeline of the
+    validation set. They are random images if the data are not there.
     """
     if number < 1:
-        raise UserError(f'the number of samples must be positive, got '
-                        f'{number}')
-    loader = copy.deepcopy(cfg.get(f'{split}_dataloader') or {})
-    if not loader.get('dataset') or missing_data(loader.dataset):
+        raise UserError(f'the number of samples must be positive: {number}')
+    given = cfg.get(f'{split}_dataloader') or {}
+    if not given.get('dataset') or missing_data(given.dataset):
         return _random_samples(cfg, number)
-    if test_pipeline and _test_pipeline(cfg):
-        loader.dataset = _with_pipeline(loader.dataset, _test_pipeline(cfg))
-    for key in ('batch_sampler', 'prefetch_factor'):
-        loader.pop(key, None)
-    loader.update(
-        batch_size=1,
-        num_workers=0,
-        persistent_workers=False,
+    loader = dict(
+        dataset=copy.deepcopy(given.dataset), batch_size=1, num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=False))
+    if given.get('collate_fn'):
+        loader['collate_fn'] = copy.deepcopy(given.collate_fn)
+    if test_pipeline and _test_pipeline(cfg):
+        loader['dataset'] = _with_pipeline(loader['dataset'],
+                                           _test_pipeline(cfg))
     with scope_of(cfg):
         try:
             loader = Runner.build_dataloader(loader, seed=0)
@@ -91,9 +90,8 @@ def find_samples(cfg: Config,
             len(data), generator=torch.Generator().manual_seed(0))
         batches = [loader.collate_fn([data[i]])
                    for i in order[:number].sort().values.tolist()]
-    classes = getattr(data, 'metainfo', {}).get('classes')
-    return Samples(batches, False, classes and len(classes),
-                   number >= len(data))
+    classes = len(getattr(data, 'metainfo', {}).get('classes') or ())
+    return Samples(batches, False, classes or None, number >= len(data))
 
 
 def _test_pipeline(cfg: Config) -> list:
@@ -128,17 +126,3 @@ def _random_samples(cfg: Config, number: int) -> Samples:
                 pseudo_collate([pipeline(results)]) if transforms else
                 dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)]))
     return Samples(batches, random=True)
-
-
-def _classes(sample) -> set[int]:
-    """The classes that a data sample of any toolbox is annotated with."""
-    if 'gt_label' in sample:
-        labels = sample.gt_label
-    elif 'gt_instances' in sample and 'labels' in sample.gt_instances:
-        labels = sample.gt_instances.labels
-    elif 'gt_sem_seg' in sample:
-        labels = sample.gt_sem_seg.data
-        labels = labels[labels != 255]
-    else:
-        return set()
-    return set(labels.unique().tolist())

@@ -155,15 +155,18 @@ def merge_entries(state_dict: dict, prefix: str, earlier: nn.Module,
 def merge_pair(state_dict: dict, prefix: str, conv: nn.Module, kind: type,
                switch: str, **conv_cfg) -> None:
     """:func:`merge_entries` of a ``DeepTrainingConv2d``, which is ``kind``."""
-    first = state_dict.get(prefix + 'conv1.weight')
-    if first is None and prefix + 'conv.weight' not in state_dict:
+    is_pair = prefix + 'conv1.weight' in state_dict
+    name = 'conv1.weight' if is_pair else 'conv.weight'
+    first = state_dict.get(prefix + name)
+    # A layer in fine-tune form loads its own entries as they are.
+    if (first is None or first.dim() != 4
+            or not is_pair and switch == 'switch_to_finetune'):
         return
     with torch.device('meta'):
         earlier = kind(
             **{name: getattr(conv, name) for name in CONV_ARGUMENTS},
             bias=prefix + 'conv1.bias' in state_dict,
-            mid_channels=None if first is None else len(first),
-            deep_training=first is not None, **conv_cfg)
+            mid_channels=len(first), deep_training=is_pair, **conv_cfg)
     merge_entries(state_dict, prefix, earlier, switch)
 
 

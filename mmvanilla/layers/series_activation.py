@@ -94,13 +94,12 @@ class SeriesActivation(nn.Module):
         return x if self.norm is None else self.norm(x)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        weight = state_dict.get(prefix + 'conv.weight')
         if not self.deploy:
             refuse_later_form(state_dict, prefix, 'conv.bias', 'deploy')
-        elif weight is not None and weight.dim() == 4:
+        elif prefix + 'norm.running_mean' in state_dict:
             with torch.device('meta'):
                 earlier = SeriesActivation(
-                    len(weight), weight.shape[-1] // 2, norm_cfg=self.norm_cfg)
+                    self.num_channels, self.act_num, norm_cfg=self.norm_cfg)
             merge_entries(state_dict, prefix, earlier)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -3,14 +3,13 @@ import json
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from tiny import DIGITS
 
 from mmvanilla.evaluation import ImageNetReaLAccuracy
-from mmvanilla.utils.config_options import apply_cfg_options
+from mmvanilla.utils.configs import read_config
 from mmvanilla.utils.errors import UserError
 
 IN1K = DIGITS.parent / 'vanillanet-5_8xb128_in1k.py'
@@ -39,9 +38,8 @@ def samples(predicted: dict, label: int = 0) -> list:
 
 def test_accuracies_by_hand(ann_file):
     """With the options that the docstring names."""
-    cfg = Config.fromfile(IN1K)
-    apply_cfg_options(
-        cfg, {
+    cfg = read_config(
+        str(IN1K), {
             'test_evaluator.ann_file': ann_file,
             'test_evaluator.type': 'ImageNetReaLAccuracy',
             'test_evaluator.topk': (1, 2)

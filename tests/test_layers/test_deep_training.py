@@ -5,7 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_conv_layer
+from mmengine.registry import DefaultScope
 from mmengine.runner import load_state_dict
+from narrow import randomize
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -14,119 +16,86 @@ from mmvanilla.layers import (
     DeepTrainingConv2d,
     switch_to_deploy,
 )
+from mmvanilla.layers.deep_training import start_as
 
-ACTIVATIONS = {'ReLU': F.relu, 'Tanh': torch.tanh, 'GELU': F.gelu}
-
-
-def randomize(module: nn.Module) -> None:
-    for m in module.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            m.running_mean.normal_()
-            m.running_var.uniform_(0.5, 2)
-            if m.affine:
-                nn.init.normal_(m.weight)
-                nn.init.normal_(m.bias)
+ACTIVATIONS = {'ReLU': F.relu, 'Tanh': torch.tanh}
 
 
 @pytest.mark.parametrize('name', ACTIVATIONS)
 @pytest.mark.parametrize('lam', [0.0, 0.3, 1.0])
-def test_activation(name, lam):
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    act = DeepTrainingActivation(dict(type=name))
-    act.lam = lam
-    expected = (1 - lam) * ACTIVATIONS[name](x) + lam * x
-    torch.testing.assert_close(act(x), expected)
-
-
-def test_activation_overwrites_its_input_only_where_told():
-    x = torch.randn(8)
-    before = x.clone()
-    act = DeepTrainingActivation()
-    act.lam = 0.5
-    act(x)
-    assert torch.equal(x, before)
-    inplace = DeepTrainingActivation(inplace=True)
-    inplace.lam = 0.5
-    assert inplace(x) is x
-
-
-@pytest.mark.parametrize('name', ACTIVATIONS)
-@pytest.mark.parametrize('lam', [0.0, 0.3, 1.0])
-def test_gradient(name, lam):
+def test_outputs_and_gradients(name, lam):
+    torch.manual_seed(0)
     conv = DeepTrainingConv2d(
         2, 3, 3, act_cfg=dict(type=name), post_norm=True).double()
     conv.act.lam = lam
     x = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(conv, x)
+    expected = (1 - lam) * ACTIVATIONS[name](x) + lam * x
+    torch.testing.assert_close(conv.act(x.clone()), expected)
+
+
+def test_activation_overwrites_its_input_only_where_told():
+    x = torch.randn(8)
+    before = x.clone()
+    DeepTrainingActivation()(x)
+    assert torch.equal(x, before)
+    assert DeepTrainingActivation(inplace=True)(x) is x
 
 
 @pytest.mark.parametrize('lam', [-0.1, 1.1, float('nan')])
 def test_lambda_out_of_range(lam):
+    conv = DeepTrainingConv2d(2, 3, 1)
     with pytest.raises(ValueError, match='from 0 to 1'):
-        DeepTrainingActivation().lam = lam
+        conv.act.lam = lam
+    state = conv.state_dict()
+    state['act.lam'] = torch.tensor(lam)
+    with pytest.raises(RuntimeError, match='act.lam.*from 0 to 1'):
+        conv.load_state_dict(state)
+    assert conv.lam == 1
 
 
-@pytest.mark.parametrize('load', [
-    lambda module, state: module.load_state_dict(state, strict=True),
-    lambda module, state: load_state_dict(module, state, strict=True),
-])
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, load_state_dict])
 def test_state_dict_carries_lambda(load):
-    source = DeepTrainingConv2d(2, 3, 1)
+    source, target = DeepTrainingConv2d(2, 3, 1), DeepTrainingConv2d(2, 3, 1)
     source.act.lam = 1 / 3
     state = source.state_dict()
-    target = DeepTrainingConv2d(2, 3, 1)
-    load(target, state)
+    assert state['act.lam'].dtype == torch.float64
+    load(target, state, strict=True)
     assert target.lam == 1 / 3
 
-    # Without an entry it is 1, also where it was something else before.
+    # Without an entry the weights have lambda 1, whatever it was before.
     del state['act.lam']
-    load(target, state)
+    load(target, state, strict=True)
     assert target.lam == 1
-
-
-def test_lambda_survives_casts_and_copies():
-    conv = DeepTrainingConv2d(2, 3, 1)
-    conv.act.lam = 0.1
-    assert copy.deepcopy(conv).half().lam == 0.1
-    assert 'act.lam' not in dict(conv.named_buffers())
-
-
-def test_broken_lambda_in_state_dict():
-    state = DeepTrainingConv2d(2, 3, 1).state_dict()
-    state['act.lam'] = torch.tensor(1.5)
-    with pytest.raises(RuntimeError, match='act.lam.*from 0 to 1.*1.5'):
-        DeepTrainingConv2d(2, 3, 1).load_state_dict(state)
+    # What has none of the weights leaves lambda as it is.
+    target.act.lam = 0.25
+    load(target, {'conv2.bias': torch.zeros(3)}, strict=False)
+    assert target.lam == 0.25
 
 
 @pytest.mark.parametrize('kwargs', [
     dict(kernel_size=1),
-    dict(kernel_size=3, padding=1),
     dict(kernel_size=4, stride=4),
     dict(kernel_size=(1, 5), padding=(0, 2), stride=(1, 2)),
     dict(kernel_size=3, dilation=2, padding=2),
-    dict(kernel_size=3, padding=1, groups=4),
     dict(kernel_size=3, padding=1, groups=8, mid_channels=16),
-    dict(kernel_size=3, padding='same'),
+    dict(kernel_size=3, padding='same', groups=4),
     dict(kernel_size=3, padding=1, padding_mode='reflect'),
     dict(kernel_size=3, padding=1, bias=False),
     dict(kernel_size=3, padding=1, bias=False, norm_cfg=None),
     dict(kernel_size=3, padding=1, norm_cfg=None),
     dict(kernel_size=3, padding=1, norm_cfg=dict(type='BN', affine=False)),
     dict(kernel_size=2, mid_channels=3),
-    dict(kernel_size=2, act_cfg=dict(type='Tanh')),
     dict(kernel_size=2, act_cfg=dict(type='GELU')),
 ], ids=str)
 @pytest.mark.parametrize('post_norm', [False, True])
 def test_merge(kwargs, post_norm):
-    torch.manual_seed(0)
     kwargs = dict(kwargs, post_norm=post_norm)
-    conv = DeepTrainingConv2d(8, 16, **kwargs).double().eval()
-    randomize(conv)
+    conv = randomize(DeepTrainingConv2d(8, 16, **kwargs)).double()
     x = torch.randn(2, 8, 12, 11, dtype=torch.float64)
     expected = conv(x)
     conv.switch_to_deploy()
     torch.testing.assert_close(conv(x), expected, rtol=1e-10, atol=1e-10)
-    assert conv.weight.is_contiguous()
     # The same shape as the convolution that it stands for.
     plain_kwargs = {
         k: v for k, v in kwargs.items() if k in (
@@ -139,72 +108,80 @@ def test_merge(kwargs, post_norm):
     torch.testing.assert_close(built(x), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64,
-                                   torch.bfloat16])
-def test_merge_keeps_dtype_and_is_idempotent(dtype):
-    conv = DeepTrainingConv2d(4, 8, 3).to(dtype)
-    conv.switch_to_deploy()
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_merge_gives_a_plain_convolution(dtype, device):
+    with torch.device(device):
+        conv = DeepTrainingConv2d(4, 8, 3).to(dtype).requires_grad_(False)
+    seen = []
+    conv.register_forward_hook(lambda module, args, out: seen.append(module))
+    assert switch_to_deploy(conv) == 1
     weight, bias = conv.weight, conv.bias
-    assert weight.dtype == bias.dtype == dtype
-    assert weight.is_contiguous()
-    assert type(conv) is nn.Conv2d
     assert switch_to_deploy(conv) == 0
     assert conv.weight is weight and conv.bias is bias
-    assert not list(conv.children())
-
-
-def test_merge_stays_on_the_device():
-    with torch.device('meta'):
-        conv = DeepTrainingConv2d(4, 8, 3)
-    conv.switch_to_deploy()
-    assert conv.weight.device.type == conv.bias.device.type == 'meta'
-
-
-def test_merge_keeps_frozen_weights_frozen():
-    conv = DeepTrainingConv2d(4, 8, 3).requires_grad_(False)
-    conv.switch_to_deploy()
-    assert not conv.weight.requires_grad and not conv.bias.requires_grad
+    assert weight.dtype == bias.dtype == dtype
+    assert weight.device.type == bias.device.type == device
+    assert not weight.requires_grad and not bias.requires_grad
+    assert type(conv) is nn.Conv2d
+    # Of the hooks only the user's are there.
+    conv(torch.rand(1, 4, 4, 4, dtype=dtype, device=device))
+    assert seen == [conv]
+    names = vars(nn.Conv2d(4, 8, 3))
+    assert vars(conv).keys() == names.keys()
+    assert not any(vars(conv)[n] for n in names if n.startswith('_load'))
 
 
 def test_merge_refuses_lambda_below_1():
     conv = DeepTrainingConv2d(4, 8, 3)
     conv.act.lam = 0.75
     keys = set(conv.state_dict())
-    with pytest.raises(RuntimeError, match=r'4, 8.*lambda is 0\.75'):
-        conv.switch_to_deploy()
+    for switch in (conv.switch_to_finetune, conv.switch_to_deploy):
+        with pytest.raises(RuntimeError, match=r'4, 8.*lambda is 0\.75'):
+            switch()
     assert set(conv.state_dict()) == keys
 
 
-def test_the_layer_is_named_and_all_or_none_are_merged():
-    model = nn.ModuleDict(
-        dict(a=DeepTrainingConv2d(2, 2, 1), b=DeepTrainingConv2d(2, 2, 1)))
-    model['b'].act.lam = 0.5
-    with pytest.raises(RuntimeError, match=r'"b".*lambda is 0\.5'):
-        switch_to_deploy(model)
-    assert isinstance(model['a'], DeepTrainingConv2d)
-    model['b'].act.lam = 1
-    assert switch_to_deploy(model) == 2
-    assert switch_to_deploy(model) == 0
-
-
 @pytest.mark.parametrize('norm_cfg', [
-    dict(type='GN', num_groups=2),
-    dict(type='IN'),
-    dict(type='BN', track_running_stats=False),
-])
+    dict(type='GN', num_groups=2), dict(type='IN'),
+    dict(type='BN', track_running_stats=False)])
 def test_norm_that_does_not_fold(norm_cfg):
     with pytest.raises(ValueError, match='batch norm'):
         DeepTrainingConv2d(4, 4, 3, norm_cfg=norm_cfg)
 
 
-@pytest.mark.parametrize('name', ['DeepTrainingConv2d',
-                                  'mmpretrain.DeepTrainingConv2d'])
-def test_as_conv_cfg_of_any_network(name):
-    cfg = dict(type=name)
-    assert isinstance(build_conv_layer(cfg, 3, 4, 3), DeepTrainingConv2d)
-    module = ConvModule(
-        3, 8, 3, padding=1, conv_cfg=cfg, norm_cfg=dict(type='BN')).eval()
-    randomize(module)
+@pytest.mark.parametrize('form', [
+    dict(), dict(bias=False), dict(bias=False, norm_cfg=None),
+    dict(post_norm=True), dict(post_norm=True, deep_training=False),
+    dict(deploy=True)], ids=str)
+@pytest.mark.parametrize('groups', [1, 2])
+def test_start_as_a_plain_convolution(form, groups):
+    plain = nn.Conv2d(4, 6, 3, groups=groups, bias=form.get('bias', True))
+    layer = randomize(DeepTrainingConv2d(4, 6, 3, groups=groups, **form))
+    x = torch.randn(2, 4, 8, 8)
+    if not form.get('post_norm'):  # else these are entries of a deploy form
+        layer.load_state_dict(plain.state_dict(), strict=True)
+        torch.testing.assert_close(layer(x), plain(x))
+    layer = randomize(DeepTrainingConv2d(4, 6, 3, groups=groups, **form))
+    start_as(layer, plain)
+    torch.testing.assert_close(layer(x), plain(x))
+    assert getattr(layer, 'lam', 1) == 1
+
+
+def test_a_plain_convolution_that_does_not_fit():
+    state = nn.Conv2d(4, 6, 3).state_dict()
+    for layer in (DeepTrainingConv2d(4, 6, 3, mid_channels=3),
+                  DeepTrainingConv2d(4, 6, 3, bias=False, norm_cfg=None)):
+        with pytest.raises(RuntimeError, match='Unexpected key.*"bias"'):
+            layer.load_state_dict(state)
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain'])
+def test_as_conv_cfg_of_any_network(scope):
+    cfg = dict(type='DeepTrainingConv2d')
+    with DefaultScope.overwrite_default_scope(scope):
+        assert isinstance(build_conv_layer(cfg, 3, 4, 3), DeepTrainingConv2d)
+        module = randomize(ConvModule(
+            3, 8, 3, padding=1, conv_cfg=cfg, norm_cfg=dict(type='BN')))
     x = torch.randn(2, 3, 6, 6)
     expected = module(x)
     assert switch_to_deploy(module) == 1
@@ -214,12 +191,18 @@ def test_as_conv_cfg_of_any_network(name):
 def test_compiles_at_most_three_times_over_a_schedule():
     conv = nn.Sequential(*(DeepTrainingConv2d(4, 4, 1) for _ in range(3)))
     counter = CompileCounter()
-    compiled = torch.compile(conv, backend=counter)
+    compiled = torch.compile(conv, backend=counter, fullgraph=True)
     reference = copy.deepcopy(conv)
     x = torch.randn(2, 4, 5, 5)
     for step in range(20):
-        for model in (conv, reference):
-            for layer in model:
-                layer.act.lam = step / 19
+        for layer in (*conv, *reference):
+            layer.act.lam = step / 19
         torch.testing.assert_close(compiled(x), reference(x))
     assert counter.frame_count <= 3
+    # What is written into a state dict holds from the next one on.
+    for layer in conv:
+        layer.state_dict()['act.lam'].fill_(0.5)
+        layer.state_dict()
+    for layer in reference:
+        layer.act.lam = 0.5
+    torch.testing.assert_close(compiled(x), reference(x))

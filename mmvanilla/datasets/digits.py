@@ -1,4 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,14 +31,11 @@ class DigitsDataset(BaseDataset):
 
     METAINFO = dict(classes=tuple('0123456789'))
 
-    def __init__(self,
-                 split: str,
-                 pipeline: Sequence[dict] = (),
+    def __init__(self, split: str, pipeline: Sequence[dict] = (),
                  **kwargs) -> None:
         if split not in ('train', 'val'):
-            raise UserError(
-                f"DigitsDataset's split must be 'train' or 'val', but got "
-                f'{split!r}')
+            raise UserError("DigitsDataset's split must be 'train' or 'val', "
+                            f'but got {split!r}')
         self.split = split
         super().__init__(ann_file='', pipeline=pipeline, **kwargs)
 
@@ -51,17 +49,11 @@ class DigitsDataset(BaseDataset):
         digits = load_digits()
         # The data has grey levels from 0 to 16.
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        seen = np.zeros(10, dtype=int)
-        data_list = []
-        for index, (image, label) in enumerate(zip(images, digits.target)):
-            held_out = seen[label] % 5 == 4
+        seen, data_list = Counter(), []
+        for index, label in enumerate(digits.target.tolist()):
             seen[label] += 1
-            if held_out == (self.split == 'val'):
-                data_list.append(
-                    dict(
-                        img=image[..., None],
-                        img_shape=image.shape,
-                        ori_shape=image.shape,
-                        sample_idx=index,
-                        gt_label=int(label)))
+            if (seen[label] % 5 == 0) == (self.split == 'val'):
+                data_list.append(dict(
+                    img=images[index, ..., None], img_shape=(8, 8),
+                    ori_shape=(8, 8), sample_idx=index, gt_label=label))
         return data_list

@@ -18,85 +18,82 @@ from ..utils.terminal import some, track
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm',
             '.pgm')
+# Folders with these names, in any case, are splits instead of classes.
+SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
+# Folders that operating systems and archivers make.
+IGNORED = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information',
+           'lost+found')
+
+
+def _is_visible(name: str) -> bool:
+    return name[0] != '.' and name not in IGNORED
 
 
 def find_images(folder: Path) -> list[str]:
-    """Paths, relative to ``folder``, of all images below it, sorted."""
+    """Sorted paths, relative to ``folder``, of all images below it."""
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != '.']
-        found += [
-            Path(parent, name).relative_to(folder).as_posix()
-            for name in files
-            if name[0] != '.' and name.lower().endswith(SUFFIXES)
-        ]
+        folders[:] = filter(_is_visible, folders)
+        found += [Path(parent, name).relative_to(folder).as_posix()
+                  for name in files
+                  if name[0] != '.' and name.lower().endswith(SUFFIXES)]
     return sorted(found)
 
 
-def find_classes(folder: Path) -> dict[str, list[str]]:
-    """Sorted images of each class, relative to ``folder``, by class name."""
-    names = sorted(p.name for p in folder.iterdir()
-                   if p.is_dir() and p.name[0] != '.')
-    return {
-        name: [f'{name}/{image}' for image in find_images(folder / name)]
-        for name in names
-    }
+def find_folders(folder: Path) -> list[str]:
+    """Sorted names of the folders in ``folder``, without hidden ones."""
+    return sorted(
+        p.name for p in folder.iterdir() if p.is_dir() and _is_visible(p.name))
+
+
+def split_folders(root: Path) -> list[str]:
+    """The folders in ``root`` if they are splits, none if they are classes.
+
+    The only one of three or more folders that is called as a split is a
+    class if it holds no folders.
+    """
+    folders = find_folders(root)
+    splits = [name for name in folders if name.lower() in SPLITS]
+    if len(splits) == 1 and len(folders) > 2:
+        return folders if find_folders(root / splits[0]) else []
+    return folders if splits else []
 
 
 def read_split(root: Path, split: str, seed: int = 0) -> dict[str, list[str]]:
-    """The images of one split, for each class.
+    """The images of 'train' or 'val', relative to ``root``, for each class.
 
-    ``root`` holds either ``train`` and ``val``, each with a folder of images
-    for each class, or the folders of the classes. In the second case a fifth
-    of each class, at least one image, is held out for ``val``. It is chosen
-    by a hash of the seed and the file name, and does not depend on the order
-    of the files.
-
-    Args:
-        root (Path): The folder.
-        split (str): 'train' or 'val'.
-        seed (int): Chooses what is held out. Defaults to 0.
-
-    Returns:
-        dict[str, list[str]]: Paths relative to ``root``, by class.
+    Where ``root`` holds folders of classes instead of ``train`` and ``val``,
+    a fifth of each class, at least one image, is held out for 'val'. A hash
+    of the seed and the file name chooses them, whatever other files there are.
     """
-    if has_splits(root):
-        classes = find_classes(root / split)
-        return {
-            name: [f'{split}/{image}' for image in images]
-            for name, images in classes.items()
-        }
-    chosen = {}
-    for name, images in find_classes(root).items():
-        ranked = sorted(
-            images,
-            key=lambda x: hashlib.sha256(f'{seed}/{x}'.encode()).digest())
-        held_out = set(ranked[:max(1, round(len(images) / 5))])
-        chosen[name] = [
-            x for x in images if (x in held_out) == (split == 'val')
-        ]
-    return chosen
-
-
-def has_splits(root: Path) -> bool:
-    """Whether ``root`` holds ``train`` or ``val`` instead of classes."""
-    return (root / 'train').is_dir() or (root / 'val').is_dir()
+    has_splits = not {'train', 'val'}.isdisjoint(split_folders(root))
+    folder = root / split if has_splits else root
+    classes = {}
+    for name in find_folders(folder):
+        images = [(folder / name / image).relative_to(root).as_posix()
+                  for image in find_images(folder / name)]
+        if not has_splits:
+            ranked = sorted(images, key=lambda image: hashlib.sha256(
+                f'{seed}/{image}'.encode()).digest())
+            held_out = {*ranked[:max(1, round(len(images) / 5))]}
+            images = [x for x in images if (x in held_out) == (split == 'val')]
+        classes[name] = images
+    return classes
 
 
 def unreadable(root: Path, images: Sequence[str]) -> list[str]:
     """Decode every image and return those that cannot be decoded."""
     with ThreadPoolExecutor() as pool:
-        fine = track(
-            pool.map(lambda x: decode(root / x) is not None, images),
-            'checking images', len(images))
-        return [image for image, is_fine in zip(images, fine) if not is_fine]
+        bad = track(pool.map(lambda x: decode(root / x) is None, images),
+                    'checking images', len(images))
+        return [image for image, is_bad in zip(images, bad) if is_bad]
 
 
-def decode(path: Path, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+def decode(path: Path) -> np.ndarray | None:
     """Decode an image as OpenMMLab does: (H, W, 3) BGR; None if it fails."""
     try:
         # Not cv2.imread, which fails on some names that are not ASCII.
-        return cv2.imdecode(np.fromfile(path, np.uint8), flag)
+        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     except (OSError, cv2.error):
         return None
 
@@ -124,20 +121,10 @@ class ImageFolderDataset(BaseDataset):
         UserError: If there is no such folder, ``split`` is another, the
             folder holds a class that ``metainfo`` does not name, or, in
             evaluation, an image cannot be read.
-
-    Example:
-        >>> dataset = dict(
-        ...     type='ImageFolderDataset', data_root='photos', split='train',
-        ...     metainfo=dict(classes=['cat', 'dog']), pipeline=train_pipeline)
     """
 
-    def __init__(self,
-                 data_root: str,
-                 split: str,
-                 metainfo: dict,
-                 skip: Sequence[str] = (),
-                 seed: int = 0,
-                 **kwargs) -> None:
+    def __init__(self, data_root: str, split: str, metainfo: dict,
+                 skip: Sequence[str] = (), seed: int = 0, **kwargs) -> None:
         if split not in ('train', 'val'):
             raise UserError("ImageFolderDataset's split must be 'train' or "
                             f"'val', but got {split!r}")
@@ -145,31 +132,25 @@ class ImageFolderDataset(BaseDataset):
         self.skip = frozenset(skip)
         self.seed = seed
         self.warned = set()
-        super().__init__(
-            ann_file='',
-            data_root=data_root,
-            metainfo=metainfo,
-            test_mode=kwargs.pop('test_mode', split == 'val'),
-            **kwargs)
+        kwargs.setdefault('test_mode', split == 'val')
+        super().__init__('', metainfo, data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """List the images of the split, class by class."""
         root = Path(self.data_root).expanduser()
-        folder = root / self.split if has_splits(root) else root
-        if not folder.is_dir():
-            raise UserError(f'no folder {folder}: it should hold one folder '
-                            'of images for each class')
+        try:
+            classes = read_split(root, self.split, self.seed)
+        except FileNotFoundError as e:
+            raise UserError(f'no folder {e.filename}: it should hold one '
+                            'folder of images for each class') from e
         labels = self.class_to_idx
-        data_list = []
-        for name, images in read_split(root, self.split, self.seed).items():
+        for name in classes:
             if name not in labels:
-                raise UserError(f'{folder} holds the class {name}, which is '
+                raise UserError(f'{root} holds the class {name}, which is '
                                 f'not one of {some(list(labels), 6)}')
-            data_list += [
-                dict(img_path=str(root / image), gt_label=labels[name])
-                for image in images if image not in self.skip
-            ]
-        return data_list
+        return [dict(img_path=str(root / image), gt_label=labels[name])
+                for name, images in classes.items() for image in images
+                if image not in self.skip]
 
     def prepare_data(self, idx: int) -> dict | None:
         """Run an image through the pipeline; None if it cannot be read."""
@@ -179,12 +160,12 @@ class ImageFolderDataset(BaseDataset):
             path = Path(self.get_data_info(idx)['img_path'])
             if decode(path) is not None:
                 raise
-            message = f'cannot read the image {path}'
+        message = f'cannot read the image {path}'
         if self.test_mode:
             raise UserError(f'{message}: remove it, or let --check-images '
                             'find all such images and leave them out')
         if path not in self.warned:
             self.warned.add(path)
-            print_log(f'{message}: another one takes its place',
-                      'current', logging.WARNING)
+            print_log(f'{message}: another one is used instead', 'current',
+                      logging.WARNING)
         return None

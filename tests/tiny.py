@@ -125,13 +125,13 @@ def run_ranks(count: int, config, work_dir, dtype=torch.float32,
 
 def _run_rank(rank: int, count: int, port: str, config: str, work_dir: str,
               dtype: torch.dtype, kwargs: dict) -> None:
-    from mmvanilla.engine.train import train
+    from mmvanilla.engine.runs import train
     torch.set_num_threads(1)
     torch.set_default_dtype(dtype)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
         MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-    train(config, work_dir, launcher='pytorch', **kwargs)
+    train(config, work_dir=work_dir, launcher='pytorch', **kwargs)
 
 
 def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:
@@ -165,6 +165,7 @@ def call_tool(monkeypatch, capfd, *args, cwd, code: int = 0) -> str:
     if code == 0:  # two runs of one second must not share a name
         rest += ['--cfg-options', f'experiment_name=tool_{_runs}']
     monkeypatch.chdir(cwd)
+    monkeypatch.syspath_prepend(ROOT / 'tools')  # as for a script
     monkeypatch.setattr(sys, 'argv', [tool] + rest)
     capfd.readouterr()
     if code:

@@ -3,8 +3,7 @@
 """Draw loss, metrics, learning rate and lambda of a training run."""
 import argparse
 
-from mmvanilla.engine.plot import plot_curves
-from mmvanilla.utils.errors import exit_on_user_error
+from options import run
 
 
 def parse_args() -> argparse.Namespace:
@@ -15,10 +14,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@exit_on_user_error
-def main() -> None:
-    print(f'wrote {plot_curves(parse_args().work_dir)}')
+def main(work_dir: str) -> None:
+    from mmvanilla.engine.console import plot_curves
+    print(f'wrote {plot_curves(work_dir)}')
 
 
 if __name__ == '__main__':
-    main()
+    run(main, parse_args())

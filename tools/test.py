@@ -2,13 +2,17 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Evaluate a checkpoint of any OpenMMLab config."""
 import argparse
+import os
 
-from mmvanilla.engine.options import add_run_options, parse_run_options
-from mmvanilla.engine.test import test
-from mmvanilla.utils.errors import exit_on_user_error
+from options import (
+    add_config_options,
+    add_data_options,
+    add_run_options,
+    run,
+)
 
 
-def parse_args() -> dict:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of the model')
     parser.add_argument('checkpoint', help='its checkpoint')
@@ -50,13 +54,16 @@ def parse_args() -> dict:
         action='store_true',
         help='average over test-time augmentations')
     add_run_options(parser)
-    return parse_run_options(parser)
+    add_config_options(parser)
+    add_data_options(parser)
+    return parser.parse_args()
 
 
-@exit_on_user_error
-def main() -> None:
-    test(**parse_args())
+def main(local_rank: int, **options) -> None:
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    from mmvanilla.engine.runs import test
+    test(**options)
 
 
 if __name__ == '__main__':
-    main()
+    run(main, parse_args())

@@ -2,13 +2,17 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Train a model of any OpenMMLab config."""
 import argparse
+import os
 
-from mmvanilla.engine.options import add_run_options, parse_run_options
-from mmvanilla.engine.train import train
-from mmvanilla.utils.errors import exit_on_user_error
+from options import (
+    add_config_options,
+    add_data_options,
+    add_run_options,
+    run,
+)
 
 
-def parse_args() -> dict:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config to train')
     parser.add_argument(
@@ -34,13 +38,16 @@ def parse_args() -> dict:
         action='store_false',
         help='start the workers of data loaders anew in each epoch')
     add_run_options(parser)
-    return parse_run_options(parser)
+    add_config_options(parser)
+    add_data_options(parser)
+    return parser.parse_args()
 
 
-@exit_on_user_error
-def main() -> None:
-    train(**parse_args())
+def main(local_rank: int, **options) -> None:
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    from mmvanilla.engine.runs import train
+    train(**options)
 
 
 if __name__ == '__main__':
-    main()
+    run(main, parse_args())

@@ -56,8 +56,5 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=32)
 
-# Checkpoints are whole after a kill, and a resumed run goes on as if it had
-# not been stopped.
-default_hooks = dict(
-    checkpoint=dict(type='mmpretrain.AtomicCheckpointHook'),
-    data_loading=dict(type='mmpretrain.DataLoadingHook'))
+# Checkpoints are whole after a kill.
+default_hooks = dict(checkpoint=dict(type='mmpretrain.AtomicCheckpointHook'))

@@ -24,9 +24,7 @@ sync_bn = 'torch'
 
 # Checkpoints are whole after a kill. The cached mosaic and mixup of a resumed
 # run start empty.
-default_hooks = dict(
-    checkpoint=dict(type='mmpretrain.AtomicCheckpointHook'),
-    data_loading=dict(type='mmpretrain.DataLoadingHook'))
+default_hooks = dict(checkpoint=dict(type='mmpretrain.AtomicCheckpointHook'))
 custom_hooks = [
     # Lambda is 1 after a third of the epochs.
     dict(type='mmpretrain.DeepTrainingHook', decay_epochs=100),

@@ -162,7 +162,6 @@ default_hooks = dict(
         by_epoch=False,
         interval=16000,
         save_best='mIoU'),
-    data_loading=dict(type='mmpretrain.DataLoadingHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))
 env_cfg = dict(

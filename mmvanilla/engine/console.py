@@ -1,243 +1,213 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The output of a training run on the screen: header, progress, summary."""
+"""What a training run shows: a header, progress, a summary and curves."""
+import json
 import logging
+import re
 import shlex
 import sys
+from collections import defaultdict
 from pathlib import Path
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from ..layers import SeriesActivation
-from ..layers.forms import find_activations, find_layers
+from ..layers import SeriesActivation, find_activations, find_layers
 from ..utils.errors import UserError
+from ..utils.files import write_beside
 from ..utils.terminal import some
-from .plot import plot_curves
-from .unwrap import unwrap_model
+from .hooks.deep_training_hook import unwrap_model
 
-# Log records that begin with these go to the log file only.
-FILE_ONLY = ('\n' + '-' * 60 + '\nSystem environment:', 'Config:\n',
-             'Hooks will be executed in the following order:',
-             'paramwise_options -- ', '"FileClient" will be deprecated',
-             '"HardDiskBackend" is the alias',
-             'Distributed training is not used, all SyncBatchNorm')
-
-
-def _is_for_screen(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(FILE_ONLY)
-
-
-def with_short_log(runner_class: type) -> type:
-    """A runner that logs environment, config and hooks to the file only.
-
-    Args:
-        runner_class (type): mmengine's ``Runner``, or one like it.
-
-    Returns:
-        type: A subclass of the same name.
-    """
-
-    def build_logger(self, *args, **kwargs):
-        logger = runner_class.build_logger(self, *args, **kwargs)
-        for handler in _screens(logger):
-            handler.addFilter(_is_for_screen)
-        return logger
-
-    return type(runner_class.__name__, (runner_class, ),
-                dict(build_logger=build_logger))
-
-
-def _screens(logger: logging.Logger) -> list[logging.StreamHandler]:
-    return [
-        handler for handler in logger.handlers
-        if isinstance(handler, logging.StreamHandler)
-        and not isinstance(handler, logging.FileHandler)
-    ]
+# Scalars that are no metrics.
+OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'
+                    'step|iter|epoch|(data_)?time|memory')
 
 
 class ConsoleHook(Hook):
-    """Show a header, progress and a summary of a training run.
+    """Show a header, progress and a summary of a run.
 
-    The header and the summary are log records. The progress bar is shown
-    below the log lines, where standard output is a terminal. :meth:`close`
-    must be called after training, also where it fails.
+    With a runner of :meth:`quiet` the screen shows only warnings before the
+    header. :meth:`close` must be called after the run, also if it fails.
     """
 
     # Last, so that the summary comes after the log lines of other hooks.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self.progress = None
-        self.streams = []
-        self.accuracy = None
+        self.screens, self.bar, self.metric = {}, None, ''
 
-    def before_train(self, runner: Runner) -> None:
-        """Log the header and start the progress bar."""
-        rows = _header(runner)
-        width = max(map(len, rows))
-        runner.logger.info('\n'.join(
-            [''] + [f'  {key:{width}}  {rows[key]}' for key in rows]))
-        self.by_epoch = hasattr(runner.train_loop, 'run_epoch')
+    def quiet(self, runner_class: type) -> type:
+        """A subclass that logs environment, config and hooks to the file."""
+
+        def build_logger(*args, **kwargs) -> logging.Logger:
+            logger = runner_class.build_logger(*args, **kwargs)
+            self.screens = {x: x.level for x in logger.handlers
+                            if type(x) is logging.StreamHandler}
+            for screen, level in self.screens.items():
+                screen.setLevel(max(level, logging.WARNING))
+            return logger
+
+        return type(runner_class.__name__, (runner_class, ),
+                    dict(build_logger=build_logger))
+
+    def close(self, runner=None) -> None:
+        """Show all log lines from here on and end the progress bar."""
+        for screen, level in self.screens.items():
+            screen.setLevel(level)
+        if self.bar is not None:
+            self.bar.stop()
+            self._print_to_stdout()
+        self.bar = None
+
+    def before_train(self, runner) -> None:
+        """Log the header and start the progress bar, on a terminal."""
+        self.close()
+        runner.logger.info(_align(_header(runner)))
         if is_main_process() and sys.stdout.isatty():
-            self._start_bar(runner)
+            from rich.console import Console
+            from rich.progress import Progress
 
-    def after_train_iter(self,
-                         runner: Runner,
-                         batch_idx: int,
-                         data_batch: dict | None = None,
-                         outputs: dict | None = None) -> None:
+            # Without a thread, which data loaders would fork.
+            self.bar = Progress(
+                console=Console(soft_wrap=True), transient=True,
+                auto_refresh=False, redirect_stderr=False)
+            self.task = self.bar.add_task('', total=runner.max_iters)
+            self.bar.start()
+            self._print_to_stdout()
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
         """Move the progress bar."""
-        if self.progress is not None:
-            self._update(runner, runner.iter + 1)
+        if self.bar is not None:
+            name, done, total = _length(runner)
+            lam = runner.message_hub.log_scalars.get('train/lambda')
+            lam = f'  lambda {lam.current():.2f}' if lam else ''
+            self.bar.update(
+                self.task, completed=runner.iter + 1, refresh=True,
+                description=f'{name} {done + 1}/{total}{lam}{self.metric}')
 
-    def after_val_epoch(self,
-                        runner: Runner,
-                        metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Keep the first metric, for the progress bar."""
         for name, value in list((metrics or {}).items())[:1]:
-            self.accuracy = f'{name} {value:.4g}'
+            self.metric = f'  {name} {value:.4g}'
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner) -> None:
         """Draw the curves and log the summary."""
         self.close()
         if is_main_process():
-            runner.logger.info('\n'.join(['Finished.', *_summary(runner)]))
+            runner.logger.info('Finished.' + _align(_summary(runner)))
 
-    def close(self) -> None:
-        """End the progress bar, if there is one."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-        for handler, stream in self.streams:
-            handler.setStream(stream)
-        self.streams = []
-
-    def _start_bar(self, runner: Runner) -> None:
-        console = Console(file=sys.stdout)
-        self.progress = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            TextColumn('{task.percentage:>3.0f} %'),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False)
-        self.task = self.progress.add_task('', total=runner.max_iters)
-        for handler in _screens(runner.logger):
-            self.streams.append((handler, handler.stream))
-            handler.setStream(_AboveBar(console))
-        self.progress.start()
-        self._update(runner, runner.iter)
-
-    def _update(self, runner: Runner, done: int) -> None:
-        if self.by_epoch:
-            parts = [f'epoch {min(runner.epoch + 1, runner.max_epochs)}/'
-                     f'{runner.max_epochs}']
-        else:
-            parts = [f'iteration {done}/{runner.max_iters}']
-        scalars = runner.message_hub.log_scalars
-        if 'train/lambda' in scalars:
-            parts.append(f'lambda {scalars["train/lambda"].current():.2f}')
-        if self.accuracy:
-            parts.append(self.accuracy)
-        self.progress.update(
-            self.task, completed=done, description='  '.join(parts))
+    def _print_to_stdout(self) -> None:
+        # While the bar is shown, sys.stdout is rich's and prints above it.
+        for screen in self.screens:
+            screen.setStream(sys.stdout)
 
 
-class _AboveBar:
-    """A stream that prints lines, unchanged, above a progress bar."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def write(self, text: str) -> None:
-        if text.strip('\n'):
-            self.console.print(
-                Text.from_ansi(text.strip('\n')), soft_wrap=True)
-
-    def flush(self) -> None:
-        pass
+def _align(rows: dict[str, str]) -> str:
+    rows = {key: value for key, value in rows.items() if value}
+    width = max(map(len, rows), default=0)
+    return ''.join(f'\n  {key:{width}}  {rows[key]}' for key in rows)
 
 
-def _form_of(model: torch.nn.Module) -> str | None:
-    """'train', 'fine-tune' or 'deploy'; None without this package's layers."""
-    if find_activations(model):
-        return 'train'
-    if find_layers(model):
-        return 'fine-tune'
-    has_series = any(
-        isinstance(m, SeriesActivation) for m in model.modules())
-    return 'deploy' if has_series else None
+def _length(runner) -> tuple[str, int, int]:
+    if hasattr(runner.train_loop, 'run_epoch'):
+        return 'epoch', runner.epoch, runner.max_epochs
+    return 'iteration', runner.iter, runner.max_iters
 
 
-def _header(runner: Runner) -> dict[str, str]:
+def _header(runner) -> dict[str, str]:
     model = unwrap_model(runner.model)
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    backbone = getattr(model, 'backbone', None)
-    name = type(model).__name__
-    if backbone is not None:
-        arch = runner.cfg.model.get('backbone', {}).get('arch')
-        name += f' with {type(backbone).__name__}' + (
-            f'-{arch}' if isinstance(arch, str | int) else '')
-    form = _form_of(model)
-    rows = {'model': f'{name}, {parameters:.2f} M parameters'}
-    if form:
-        rows['form'] = form
-
-    dataset = runner.train_dataloader.dataset
-    counts = [f'{len(dataset)} for training'] if hasattr(
-        dataset, '__len__') else []
+    names = ' with '.join(type(x).__name__ for x in (
+        model, getattr(model, 'backbone', None)) if x is not None)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    form = 'train' if find_activations(model) else (
+        'fine-tune' if find_layers(model) else 'deploy' if any(
+            isinstance(m, SeriesActivation) for m in model.modules()) else '')
+    data = runner.train_dataloader.dataset
+    counts = [f'{len(data)} for training'] * hasattr(data, '__len__')
     if runner.val_loop is not None:
         counts.append(f'{len(runner.val_dataloader.dataset)} for validation')
-    root = getattr(dataset, 'data_root', '')
-    rows['data'] = ', '.join(counts) + (f', from {root}' if root else '')
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    if classes:
-        rows['classes'] = f'{len(classes)}: {some(list(classes), 6)}'
-    if hasattr(runner.train_loop, 'run_epoch'):
-        rows['epochs'] = f'{runner.max_epochs}'
-    else:
-        rows['iterations'] = f'{runner.max_iters}'
-    device = str(next(model.parameters()).device)
-    if runner.world_size > 1:
-        device += f', {runner.world_size} processes'
-    rows['device'] = device
-    rows['work dir'] = runner.work_dir
-    return rows
+    if getattr(data, 'data_root', ''):
+        counts.append(f'from {data.data_root}')
+    classes = (getattr(data, 'metainfo', None) or {}).get('classes') or ()
+    name, done, total = _length(runner)
+    many = f', {runner.world_size} processes' * (runner.world_size > 1)
+    return {
+        'model': f'{names}, {size:.2f} M parameters', 'form': form,
+        'data': ', '.join(counts),
+        'classes': classes and f'{len(classes)}: {some(list(classes), 6)}',
+        f'{name}s': f'{total}' + f', resumed after {done}' * (done > 0),
+        'weights': runner.cfg.get('load_from'),
+        'device': f'{next(model.parameters()).device}{many}',
+        'work dir': runner.work_dir}
 
 
-def _summary(runner: Runner) -> list[str]:
+def _summary(runner) -> dict[str, str]:
     info = runner.message_hub.runtime_info
-    rows, best, last = {}, None, info.get('last_ckpt')
-    for key, path in info.items():
-        if key.startswith('best_ckpt') and path:
-            score = info.get(key.replace('best_ckpt', 'best_score'))
-            best = best or path
-            rows[key.replace('best_ckpt', 'best')] = (
-                path if score is None else f'{score:.4g} in {path}')
-    if last:
-        rows['last'] = last
-    merged = info.get('deploy_ckpt')
-    if merged:
-        rows['merged'] = merged
+    last, merged = info.get('last_ckpt'), info.get('deploy_ckpt')
+    best = {key: path for key, path in info.items()
+            if key.startswith('best_ckpt') and path}
+    rows = {key.replace('_ckpt', '', 1): '{:.4g} in {}'.format(
+        info.get(key.replace('ckpt', 'score', 1), float('nan')), path)
+        for key, path in best.items()} | dict(last=last, merged=merged)
     try:
-        rows['curves'] = str(plot_curves(runner.work_dir))
+        rows['curves'] = plot_curves(runner.work_dir)
     except (UserError, OSError) as e:
         runner.logger.warning(f'no curves were drawn: {e}')
     config = Path(runner.work_dir, Path(runner.cfg.filename or '').name)
-    if merged:
-        rows['next'] = shlex.join([
-            'python', 'demo/image_demo.py', 'IMAGE',
-            str(Path(merged).with_suffix('.py')), '--out', 'predictions'
-        ])
-    elif config.is_file() and (best or last):
-        rows['next'] = shlex.join(
-            ['python', 'tools/test.py', str(config), str(best or last)])
-    width = max(map(len, rows), default=0)
-    return [f'  {key:{width}}  {rows[key]}' for key in rows]
+    model = [Path(merged).with_suffix('.py')] if merged else [
+        config, next(iter(best.values()), last)]
+    if all(model) and model[0].is_file():
+        rows['next'] = shlex.join(['mmvanilla-predict', 'IMAGE', *map(
+            str, model), '--out', 'predictions'])
+    return rows
+
+
+def plot_curves(work_dir: str | Path) -> Path:
+    """Draw loss, metrics, learning rate and lambda to WORK_DIR/curves.png."""
+    curves, unit = read_curves(Path(work_dir))
+    from matplotlib.figure import Figure
+    metrics = [name for name in curves if not OTHERS.fullmatch(name)]
+    panels = {'loss': ['loss'], 'metrics': metrics, 'learning rate': ['lr'],
+              'lambda': ['lambda']}
+    panels = {title: names for title, names in panels.items()
+              if names and names[0] in curves}
+    figure = Figure(figsize=(4 * len(panels), 3), layout='constrained')
+    for i, (title, names) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for name in names:
+            axes.plot(*zip(*sorted(curves[name].items())), '.-', label=name)
+        axes.set(title=title, xlabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if title == 'metrics':
+            axes.legend(fontsize='small')
+    with write_beside(Path(work_dir, 'curves.png')) as (path, ):
+        figure.savefig(path, dpi=120)
+    return Path(work_dir, 'curves.png')
+
+
+def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
+    """The scalars of a run, averaged over each epoch, or by iteration.
+
+    Points of a resumed run replace those of the interrupted one.
+    """
+    curves, unit = defaultdict(dict), 'epoch'
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        # The last line of a run that was killed may be incomplete.
+        lines = [json.loads(line) for line in path.read_text().splitlines()
+                 if line.endswith('}')]
+        if not any('lr' in line for line in lines):
+            continue  # of a test
+        unit = 'epoch' if any('epoch' in line for line in lines) else 'iter'
+        values = defaultdict(list)
+        for line in lines:
+            # Metrics have their epoch, or iteration, as `step` only.
+            at = line.get(unit, line.get('step'))
+            for name, value in line.items():
+                if isinstance(value, int | float):
+                    values[name, at].append(value)
+        for (name, at), seen in values.items():
+            curves[name][at] = sum(seen) / len(seen)
+    if not curves:
+        raise UserError(f'{work_dir} holds no scalars of a training run, '
+                        'which are in */vis_data/scalars.json')
+    return curves, 'iteration' if unit == 'iter' else unit

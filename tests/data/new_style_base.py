@@ -10,7 +10,7 @@ from mmengine.visualization import LocalVisBackend
 from mmpretrain.engine import VisualizationHook
 from mmpretrain.visualization import UniversalVisualizer
 
-from mmvanilla.engine import AtomicCheckpointHook, DataLoadingHook
+from mmvanilla.engine import AtomicCheckpointHook
 
 default_scope = 'mmpretrain'
 default_hooks = dict(
@@ -18,7 +18,6 @@ default_hooks = dict(
     logger=dict(type=LoggerHook, interval=1),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=AtomicCheckpointHook, save_best='accuracy/top1'),
-    data_loading=dict(type=DataLoadingHook),
     sampler_seed=dict(type=DistSamplerSeedHook),
     visualization=dict(type=VisualizationHook, enable=False))
 visualizer = dict(

@@ -11,7 +11,7 @@ from tiny import ROOT, build, tiny_cfg, train
 from mmvanilla.checkpoints import from_authors
 from mmvanilla.checkpoints.hub import PUBLISHED
 from mmvanilla.engine.hooks.head_size_hook import HeadSizeHook
-from mmvanilla.engine.own_images import use_image_folder
+from mmvanilla.engine.own_data import use_image_folder
 
 
 def load_into(cfg, checkpoint, resume=False):
@@ -96,7 +96,7 @@ def test_finetuning_starts_from_the_official_weights(tmp_path, monkeypatch):
 
 
 def build_official(cfg, weights):
-    from mmvanilla.utils.building import build_model
+    from mmvanilla.utils.configs import build_model
     model = build_model(cfg)
     missing, unexpected = model.load_state_dict(
         from_authors(weights), strict=False)

@@ -24,8 +24,6 @@ from tiny import (
     tiny_cfg,
 )
 
-from mmvanilla.engine.test import test as evaluate
-
 
 @pytest.fixture
 def call(monkeypatch, capfd):
@@ -42,11 +40,6 @@ def trained(tmp_path_factory):
     return folder
 
 
-def accuracy(folder) -> float:
-    log = max(folder.glob('*/*.json'), key=lambda p: p.stat().st_mtime)
-    return json.loads(log.read_text())['accuracy/top1']
-
-
 def test_train_writes_where_it_is_told(trained, tmp_path, call):
     assert lams(read(trained / 'work' / 'epoch_4.pth')['state_dict']) == {1}
     tiny_cfg('unused', epochs=1).dump(tmp_path / 'config.py')
@@ -57,15 +50,12 @@ def test_train_writes_where_it_is_told(trained, tmp_path, call):
     assert 'Epoch(val)' not in printed
 
 
-@pytest.mark.parametrize('how', ['auto', 'named'])
-def test_resume(trained, tmp_path, call, how):
+def test_resume(trained, tmp_path, call):
     # What a run that was stopped after its second epoch leaves.
     work = tmp_path / 'work'
     work.mkdir()
     shutil.copy(trained / 'work' / 'epoch_2.pth', work)
-    (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
-    resume = ['--resume'] + ([work / 'epoch_2.pth'] if how == 'named' else [])
-    call('train.py', trained / 'config.py', '--work-dir', work, *resume,
+    call('train.py', trained / 'config.py', '--work-dir', work, '--resume',
          cwd=tmp_path)
     assert_same_weights(
         read(work / 'epoch_4.pth')['state_dict'],
@@ -81,50 +71,22 @@ def test_amp_on_a_cpu_says_what_it_does(tmp_path, call):
     assert 'multiplied by 0.25, for a batch of 16 instead of 64' in printed
 
 
-@pytest.mark.parametrize('options', [[], ['--deploy'], ['--tta'],
-                                     pytest.param(
-                                         ['--deploy', '--compile'],
-                                         marks=pytest.mark.slow),
-                                     ['--deploy', '--compile', 'eager'],
-                                     ['--deploy', '--tta']],
-                         ids=' '.join)
+@pytest.mark.parametrize('options', [
+    pytest.param(['--deploy', '--compile'], marks=pytest.mark.slow),
+    ['--deploy', '--compile', 'eager'], ['--deploy', '--tta']], ids=' '.join)
 def test_test(trained, tmp_path, call, options):
     printed = call(
         'test.py', trained / 'config.py', trained / 'work' / 'epoch_4.pth',
         '--work-dir', tmp_path, *options, cwd=tmp_path)
-    merged = re.search(r'Merged (\d+) layers', printed)
-    assert (merged and int(merged[1]) == 7) == ('--deploy' in options or None)
-    if '--tta' not in options:
-        log = next((trained / 'work').glob('*/vis_data/scalars.json'))
-        scalars = [json.loads(x) for x in log.read_text().splitlines()]
-        expected = [x['accuracy/top1'] for x in scalars
-                    if 'accuracy/top1' in x][-1]
-        assert accuracy(tmp_path) == expected
-
-
-def test_ema_is_what_deploy_tests(tmp_path, call):
-    cfg = tiny_cfg(tmp_path / 'work')
-    cfg.custom_hooks.append(
-        dict(type='EMAHook', momentum=0.2, update_buffers=True))
-    cfg.dump(tmp_path / 'config.py')
-    call('train.py', 'config.py', cwd=tmp_path)
-    scores = []
-    for options in ([], ['--deploy']):
-        call('test.py', 'config.py', 'work/epoch_4.pth', '--out', 'out.pkl',
-             *options, cwd=tmp_path)
-        scores.append(
-            np.stack([r['pred_score'].numpy()
-                      for r in load_results(tmp_path / 'out.pkl')]))
-    np.testing.assert_allclose(*scores, atol=1e-5)
+    assert re.search(r'accuracy/top1: \d', printed)
+    assert 'Merged 7 layers' in printed
 
 
 def test_out_and_show_dir(trained, tmp_path, call):
-    """In a process of its own, and metrics."""
     test = ['test.py', trained / 'config.py',
             trained / 'work' / 'epoch_4.pth']
-    done = run_tool(*test, '--out', 'pred.pkl', '--show-dir', 'shown',
-                    '--interval', 8, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    call(*test, '--out', 'pred.pkl', '--show-dir', 'shown', '--interval', 8,
+         cwd=tmp_path)
     assert len(load_results(tmp_path / 'pred.pkl')) == 32
     assert len(list((tmp_path / 'shown').rglob('*.png'))) == 4
     (tmp_path / 'metrics.json').write_text('of an earlier test')
@@ -132,30 +94,6 @@ def test_out_and_show_dir(trained, tmp_path, call):
          cwd=tmp_path)
     assert set(json.loads(
         (tmp_path / 'metrics.json').read_text())) == {'accuracy/top1'}
-
-
-@pytest.mark.parametrize('item', ['pred', 'metrics'])
-def test_results_are_written_whole(trained, tmp_path, item, monkeypatch):
-    """A process that fails while it writes leaves what was there."""
-
-    def fail(obj, file, *args, **kwargs):
-        Path(file).write_text('half of it')
-        raise ZeroDivisionError
-
-    monkeypatch.setattr('mmvanilla.engine.test.mmengine.dump', fail)
-    out = tmp_path / 'results.pkl'
-    out.write_text('of an earlier test')
-    with pytest.raises(ZeroDivisionError):
-        evaluate(
-            str(trained / 'config.py'),
-            str(trained / 'work' / 'epoch_4.pth'),
-            work_dir=str(tmp_path / 'work'),
-            out=str(out),
-            out_item=item,
-            cfg_options=dict(experiment_name=f'whole_{item}'))
-    assert out.read_text() == 'of an earlier test'
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        'results.pkl', 'work']
 
 
 def test_refusals(trained, tmp_path, monkeypatch, capfd):
@@ -173,27 +111,21 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
         (['test.py', config, 'text.pth'], r'text\.pth'),
         (['test.py', config, done, '--cfg-options',
           'model.backbone.act_num=2'],
-         r'does not fit the config: backbone\.stem\.act\.conv\.weight has '
-         r'shape \(4, 1, 7, 7\) for \(4, 1, 5, 5\)'),
+         r'does not fit the config: .*backbone\.stem\.act\.conv\.weight.*'
+         r'\[4, 1, 7, 7\].*\[4, 1, 5, 5\]'),
         (['test.py', config, done, '--out', 'x.txt'], r'must end in \.pkl'),
         (['test.py', config, 'model.pkl', '--out', 'model.pkl'],
-         r'cannot write to model\.pkl: it is model\.pkl, which this'),
-        (['test.py', config, done, '--out', 'folder.pkl'], 'it is a folder'),
+         r'cannot write to model\.pkl: this command reads it'),
+        (['test.py', config, done, '--out', 'folder.pkl'], 'not a regular'),
         (['test.py', config, done, '--out-item', 'pred'], 'needs --out'),
         (['test.py', config, done, '--compile'], '--compile needs --deploy'),
         (['train.py', config, '--cfg-options', 'train_cfg.max_epochs', '1'],
          "takes KEY=VALUE.*'train_cfg.max_epochs'"),
-        (['train.py', config, '--cfg-options', 'trian_cfg.max_epochs=1'],
-         'did you mean train_cfg'),
-        (['train.py', config, '--cfg-options',
-          'train_dataloader.prefetch_factor=2'], 'needs workers'),
         (['train.py', config, '--work-dir', 'nothing', '--resume'],
          'nothing to resume in nothing.*without --resume'),
         (['train.py', config, '--resume', 'weights.pth'],
          r'cannot resume from weights\.pth.*load_from=weights\.pth'),
-        (['test.py', 'none.py', done], r'no config at none\.py'),
         (['train.py', 'none.py'], r'no config at none\.py'),
-        (['train.py', config, '--resume', 'none.pth'], r'none\.pth'),
     ]:
         error = refused(monkeypatch, capfd, *args, cwd=tmp_path)
         assert re.search(message, error), error
@@ -216,9 +148,6 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
      'no visualizer, which drawing'),
     ('default_hooks.visualization', ['test.py', '--show'],
      r'no default_hooks\.visualization'),
-    ('model', ['reparam.py', 'out.pth'], 'no model'),
-    ('model', ['reparam.py', 'out.pth', '--data', '.'], 'no model'),
-    ('model', ['export.py', 'net.pt2', '--format', 'pt2'], 'no model'),
 ], ids=str)
 def test_a_config_without_what_an_option_changes(
         part, args, message, trained, tmp_path, monkeypatch, capfd):

@@ -41,6 +41,8 @@ custom_hooks = [
         priority='ABOVE_NORMAL')
 ]
 
-# The learning rate is for a batch of 8 x 128. --auto-scale-lr scales it with
-# the square root of the batch, as the authors advise (their issue 13).
+# The learning rate is for a batch of 8 x 128. With --auto-scale-lr, mmvanilla's
+# tools/train.py scales it with the square root of the batch, as the authors
+# advise (their issue 13). mmpretrain's train.py and mim do not read `rule` and
+# scale it linearly.
 auto_scale_lr = dict(base_batch_size=1024, rule='sqrt')

@@ -2,30 +2,30 @@
 import copy
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
-from ..unwrap import unwrap_model
+from ...checkpoints.read import leave_out_configs
+from .deep_training_hook import unwrap_model
 
 
 class HeadSizeHook(Hook):
-    """Do not load a classifier's head that has another number of classes.
+    """Keep the initial head where that of a checkpoint has other classes.
 
     Training from the weights of a network for other classes loads the
-    backbone and leaves the head as it was initialized; a log line says so.
+    backbone only; a log line says so.
     """
 
     # Before EMAHook copies the loaded weights.
     priority = 'VERY_HIGH'
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Replace the entries of the head by the model's own."""
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Replace the entries of the head by those of the model."""
+        # mmengine would run them as Python.
+        leave_out_configs(checkpoint)
         head = getattr(unwrap_model(runner.model), 'head', None)
         state_dict = checkpoint.get('state_dict', checkpoint)
-        loaded = {
-            key.removeprefix('head.'): value
-            for key, value in state_dict.items() if key.startswith('head.')
-        }
-        if runner._resume or head is None or not loaded:
+        loaded = {k.removeprefix('head.'): v for k, v in state_dict.items()
+                  if k.startswith('head.')}
+        if runner.cfg.get('resume') or head is None or not loaded:
             return
         try:
             # A head of an earlier form is merged while it is loaded.
@@ -37,12 +37,10 @@ class HeadSizeHook(Hook):
                      if k.endswith('bias')}
             for key in loaded:
                 del state_dict[f'head.{key}']
-            state_dict.update({
-                f'head.{key}': value
-                for key, value in head.state_dict().items()
-            })
-            runner.logger.info(
-                f'The head of {runner._load_from}, for '
+            state_dict.update(
+                {f'head.{k}': v for k, v in head.state_dict().items()})
+            runner.logger.warning(
+                f'The head of {runner.cfg.load_from}, for '
                 f'{" or ".join(sorted(sizes)) or "other"} classes, is left '
                 f'out: the head for {getattr(head, "num_classes", "other")} '
                 'classes starts from random weights.')

@@ -1,0 +1,237 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Train and test the model of a config, as tools/train.py and test.py do."""
+import copy
+import os
+import os.path as osp
+import re
+from pathlib import Path
+
+import mmengine
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+from mmengine.evaluator import DumpResults
+from mmengine.runner import Runner
+
+from ..checkpoints import load_checkpoint, load_weights
+from ..utils import configs
+from ..utils.configs import check_parts, scope_name, type_name
+from ..utils.errors import UserError
+from ..utils.files import check_output, write_beside
+from .hooks.deep_training_hook import unwrap_model
+from .launch import read_run_config, running, set_loader_defaults
+from .own_data import WORLD_SIZE, use_image_folder
+
+
+def train(config: str, resume: str | None = None, amp: bool = False,
+          validate: bool = True, auto_scale_lr: bool = False,
+          persistent_workers: bool = True, pin_memory: bool = True,
+          data: str | None = None, check_images: bool = False,
+          log: str = 'short', **options) -> Runner:
+    """Train the model of a config, with the options of tools/train.py."""
+    cfg = read_run_config(config, **options)
+    check_parts(cfg, 'training', 'model', 'train_dataloader', 'train_cfg',
+                'optim_wrapper')
+    if not validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    notes, wrapper = [], cfg.optim_wrapper
+    amp = amp or type_name(wrapper) == 'AmpOptimWrapper'
+    if amp and get_device() == 'cpu':
+        notes.append('mmengine trains in mixed precision on accelerators '
+                     'only: on this CPU, training goes on in float32')
+        wrapper.type = 'OptimWrapper'
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(name, None)
+    elif amp:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    set_loader_defaults(cfg, pin_memory, persistent_workers)
+    if data is not None:
+        use_image_folder(cfg, data, check_images=check_images)
+    configs.check_data(cfg, 'train_dataloader', 'val_dataloader')
+    if resume is not None:
+        cfg.resume, cfg.load_from = True, resume
+    if cfg.get('resume') and cfg.get('load_from') in (None, 'auto'):
+        cfg.load_from, unreadable = find_checkpoint(cfg.work_dir)
+        notes += [f'Passed over a checkpoint: {x}' for x in unreadable]
+    elif cfg.get('resume'):
+        check_resumable(cfg.load_from)
+    notes += _scale_lr(cfg, auto_scale_lr)
+    with running(cfg, log) as (runner, _):
+        for note in notes:
+            runner.logger.warning(note)
+        runner.train()
+    return runner
+
+
+def test(config: str, checkpoint: str, deploy: bool = False,
+         compile: str | None = None, out: str | None = None,
+         out_item: str | None = None, show_dir: str | None = None,
+         show: bool = False, interval: int = 1, wait_time: float = 2,
+         amp: bool = False, tta: bool = False, pin_memory: bool = True,
+         data: str | None = None, check_images: bool = False,
+         log: str = 'short', **options) -> dict:
+    """Evaluate a checkpoint, with the options of tools/test.py."""
+    if compile and (tta or not deploy):
+        raise UserError('--compile needs --deploy and does not go with --tta: '
+                        'it compiles a merged network for one image size')
+    _check_out(out, out_item, (checkpoint, config))
+    cfg = read_run_config(config, **options)
+    check_parts(cfg, 'testing', 'model', 'test_dataloader', 'test_cfg',
+                'test_evaluator')
+    if data is not None:
+        use_image_folder(cfg, data, checkpoint, check_images)
+    configs.check_data(cfg, 'test_dataloader')
+    set_loader_defaults(cfg, pin_memory)
+    cfg.load_from, cfg.resume = None, False
+    if show or show_dir:
+        _draw(cfg, show_dir, show=show, interval=interval, wait_time=wait_time)
+    if tta:
+        _add_tta(cfg)
+    if amp:
+        cfg.test_cfg.fp16 = True
+    with running(cfg, log) as (runner, console):
+        console.close()  # there is no header
+        model = unwrap_model(runner.model)
+        # Before EMAHook copies the model: `state_dict` holds the average.
+        load_weights(model, checkpoint)
+        if out and out_item != 'metrics':
+            runner.test_evaluator.metrics.append(_Dump(out_file_path=out))
+        if deploy:
+            from ..reparam.merge import switch_loaded
+            layers = switch_loaded(model, checkpoint)
+            runner.logger.info(f'Merged {layers} layers before testing')
+        if compile:
+            from ..export.optimize import optimize_for_inference
+            if not hasattr(model, 'backbone'):
+                raise UserError('--compile is for a model with a backbone, '
+                                f'and {type(model).__name__} has none')
+            batch = next(iter(runner.test_loop.dataloader))
+            model.backbone = optimize_for_inference(
+                model.backbone,
+                model.data_preprocessor(batch, False)['inputs'], compile)
+        metrics = runner.test()
+    if out and out_item == 'metrics' and is_main_process():
+        _dump(metrics, out)
+    return metrics
+
+
+def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
+    """The newest checkpoint that can be resumed, and why newer ones cannot."""
+    numbers = {path: int(path.stem.rpartition('_')[2])
+               for path in Path(work_dir).glob('*.pth')
+               if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
+    reasons = []
+    # Those of an earlier run may have higher numbers.
+    for path in sorted(numbers, reverse=True, key=lambda path: (
+            path.stat().st_mtime_ns, numbers[path])):
+        try:
+            check_resumable(str(path))
+            return str(path), reasons
+        except UserError as e:
+            reasons.append(str(e))
+    raise UserError('; '.join([
+        f'nothing to resume in {work_dir}: it holds no checkpoint epoch_N.pth '
+        'or iter_N.pth that reads whole; name the right --work-dir, or train '
+        'without --resume', *reasons]))
+
+
+def check_resumable(checkpoint: str) -> None:
+    """Refuse a checkpoint that holds no state of a training run."""
+    if {'optimizer', 'message_hub', 'meta'} - {*load_checkpoint(checkpoint)}:
+        raise UserError(
+            f'cannot resume from {checkpoint}: it holds weights and no state '
+            'of the optimizer, as merged, best and official checkpoints do; '
+            'resume from an epoch_N.pth or iter_N.pth, or start from its '
+            f'weights with --cfg-options load_from={checkpoint}')
+
+
+def _scale_lr(cfg: Config, enable: bool) -> list[str]:
+    """Scale the learning rate by ``auto_scale_lr``, or note that it is not.
+
+    mmengine has the linear rule only, and does not count accumulated batches.
+    """
+    scale, wrapper = cfg.get('auto_scale_lr') or {}, cfg.optim_wrapper
+    base, rule = scale.get('base_batch_size'), scale.get('rule', 'linear')
+    if rule not in ('linear', 'sqrt'):
+        raise UserError("auto_scale_lr.rule must be 'linear' or 'sqrt', but "
+                        f'got {rule!r}')
+    enable = enable or scale.get('enable')
+    batch = cfg.train_dataloader.get('batch_size')
+    if not base or not batch:
+        if not enable:
+            return []
+        key = 'train_dataloader.batch_size' if base else (
+            'auto_scale_lr.base_batch_size')
+        raise UserError(f'{cfg.filename} has no {key}, which --auto-scale-lr '
+                        'needs')
+    processes = os.environ.get(WORLD_SIZE.get(cfg.launcher, ''), 1)
+    total = batch * int(processes) * (wrapper.get('accumulative_counts') or 1)
+    if not enable:
+        return [f'The batch is {total} in all, and the learning rate is for '
+                f'{base}: --auto-scale-lr scales it ({rule} rule).'
+                ] * (total != base)
+    ratio = total / base if rule == 'linear' else (total / base)**0.5
+    wrapper.optimizer.lr *= ratio
+    # This holds for the config that is saved in the work dir.
+    scale.update(enable=False, base_batch_size=total)
+    return [f'The learning rate is multiplied by {ratio:.4g}, for a batch of '
+            f'{total} instead of {base} ({rule} rule).']
+
+
+def _check_out(out: str | None, item: str | None, inputs: tuple) -> None:
+    if item and not out:
+        raise UserError('--out-item needs --out, the file that it goes to')
+    suffixes = ('.pkl', ) + ('.json', '.yaml', '.yml') * (item == 'metrics')
+    if out and not out.endswith(suffixes):
+        raise UserError('--out must end in .pkl, or in .json or .yaml with '
+                        f'--out-item metrics, but got {out}')
+    if out:
+        os.makedirs(osp.dirname(out) or '.', exist_ok=True)
+        check_output(out, inputs, force=True)
+
+
+class _Dump(DumpResults):
+    """mmengine's ``DumpResults``, which replaces its file as a whole."""
+
+    def compute_metrics(self, results: list | dict) -> dict:
+        _dump(results, self.out_file_path)
+        return {}
+
+
+def _dump(results: list | dict, out: str) -> None:
+    with write_beside(out) as (temporary, ):
+        mmengine.dump(results, str(temporary))
+
+
+def _draw(cfg: Config, folder: str | None, **options) -> None:
+    check_parts(cfg, 'drawing the predictions', 'default_hooks', 'visualizer')
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise UserError(f'{cfg.filename} has no default_hooks.visualization, '
+                        'which draws the predictions')
+    scope = scope_name(cfg)
+    hook.update(options)
+    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    if folder and scope == 'mmseg':
+        cfg.visualizer.save_dir = folder
+    elif folder:  # a relative one would be in the work dir for mmdet
+        key = 'test_out_dir' if scope == 'mmdet' else 'out_dir'
+        hook[key] = osp.abspath(folder)
+
+
+def _add_tta(cfg: Config) -> None:
+    dataset = configs.unwrap_dataset(cfg.test_dataloader.get('dataset') or {})
+    if not dataset.get('pipeline'):
+        raise UserError(f'{cfg.filename} has no pipeline in its '
+                        'test_dataloader, which --tta needs')
+    if scope_name(cfg) != 'mmpretrain':
+        check_parts(cfg, '--tta', 'tta_model', 'tta_pipeline')
+    cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
+    if 'tta_pipeline' not in cfg:
+        *load, last = copy.deepcopy(dataset.pipeline)
+        flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
+        cfg.tta_pipeline = [
+            *load, dict(type='TestTimeAug', transforms=[flips, [last]])]
+    cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline

@@ -30,6 +30,8 @@ new_venv() { # an empty environment that sees the packages of the other one
 check() { # the interpreter that has mmvanilla
     cd "$temp/elsewhere"
     "$1" - <<'PY'
+import re
+from importlib.metadata import metadata
 from pathlib import Path
 
 import mmengine.hub
@@ -61,18 +63,24 @@ assert model.data_preprocessor.mean.flatten().tolist()[0] > 100
 
 # What a checkout has, where OpenMMLab looks for it.
 assert Path(get_installed_path('mmvanilla')) == package
-for tool in ('train', 'test', 'reparam', 'convert', 'export', 'benchmark'):
+for tool in ('train', 'test', 'reparam', 'convert', 'export', 'options'):
     assert (mim / 'tools' / f'{tool}.py').is_file(), tool
 for config in ('_base_', 'vanillanet', 'detection', 'segmentation'):
     assert (mim / 'configs' / config).is_dir(), config
+
+# A package index shows the README, and has no other page or picture of it.
+text = metadata('mmvanilla').get_payload()
+assert text.startswith('# mmvanilla') and not re.search(r'\]\((?!http)', text)
 PY
     local folder tool
     folder=$("$1" -c 'from importlib.util import find_spec
 print(find_spec("mmvanilla").submodule_search_locations[0])')
-    for tool in "$folder"/.mim/tools/*.py; do
+    for tool in "$folder"/.mim/tools/[!o]*.py; do # all but options.py
         "$1" "$tool" --help > help.txt
         grep -q usage help.txt
     done
+    "$(dirname "$1")/mmvanilla-predict" --help > help.txt
+    grep -q 'usage: mmvanilla-predict' help.txt
 }
 
 cd "$temp/source"

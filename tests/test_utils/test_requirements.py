@@ -7,8 +7,13 @@ from tiny import ROOT
 
 from mmvanilla.utils.requirements import RequirementError, require
 
-TOOLS = sorted((ROOT / 'tools').glob('*.py'))
+TOOLS = sorted((ROOT / 'tools').glob('[!o]*.py'))  # all but options.py
 INSTALL = "in a clone of mmvanilla, run pip install -e '.[onedl]'"
+
+
+def run(code: str, *options):
+    return subprocess.run([sys.executable, *options, '-c', code],
+                          capture_output=True, text=True)
 
 
 def run_with(packages: dict, code: str, tmp_path):
@@ -20,7 +25,7 @@ def run_with(packages: dict, code: str, tmp_path):
         (tmp_path / name / 'version.py').write_text(
             f'__version__ = {version!r}\n')
     hide = [n for n in ('mmengine', 'mmcv', 'mmpretrain') if n not in packages]
-    code = f'''
+    return run(f'''
 import importlib.util, sys
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *args: (
@@ -28,48 +33,61 @@ importlib.util.find_spec = lambda name, *args: (
 sys.modules.update(dict.fromkeys({hide}))
 sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]
 {code}
-'''
-    return subprocess.run([sys.executable, '-c', code],
-                          capture_output=True,
-                          text=True)
-
-
-NEW = dict(mmengine='99.0', mmcv='99.0', mmpretrain='99.0')
+''')
 
 
 @pytest.mark.parametrize('name, minimum', [('mmengine', '0.10.0'),
                                            ('mmcv', '2.0.0'),
                                            ('mmpretrain', '1.2.0')])
-def test_missing_or_too_old(name, minimum, tmp_path):
-    others = {k: v for k, v in NEW.items() if k != name}
-    done = run_with(others, 'import mmvanilla', tmp_path)
-    assert (done.returncode, done.stderr) == (
-        1, f'error: mmvanilla needs {name} >= {minimum}, but found none: '
-        f'{INSTALL}\n')
-    folder = tmp_path / 'old'
-    folder.mkdir()
-    done = run_with({**NEW, name: '0.1.0rc1'}, '''
+def test_too_old(name, minimum, tmp_path):
+    new = dict(mmengine='99.0', mmcv='99.0', mmpretrain='99.0')
+    done = run_with({**new, name: '0.1.0rc1'}, '''
 try:
     import mmvanilla
 except ImportError as e:
     print(e)
-''', folder)
+''', tmp_path)
     assert (done.stdout, done.stderr) == (
         f'mmvanilla needs {name} >= {minimum}, but found 0.1.0rc1: '
         f'{INSTALL}\n', '')
 
 
-@pytest.mark.parametrize('tool', TOOLS, ids=lambda path: path.name)
-def test_tools_say_what_is_missing(tool, tmp_path):
-    done = run_with(
-        {}, f'''
+def test_tools_say_what_is_missing(tmp_path):
+    done = run_with({}, f'''
 import runpy
-runpy.run_path({str(tool)!r}, run_name='__main__')
+sys.path.insert(0, {str(ROOT / 'tools')!r})
+sys.argv = ['train.py', 'config.py']
+runpy.run_path({str(ROOT / 'tools' / 'train.py')!r}, run_name='__main__')
 ''', tmp_path)
-    assert done.returncode == 1
-    assert done.stderr == (
-        f'error: mmvanilla needs mmengine >= 0.10.0, but found none: '
+    assert (done.returncode, done.stderr) == (
+        1, 'error: mmvanilla needs mmengine >= 0.10.0, but found none: '
         f'{INSTALL}\n')
+
+
+@pytest.mark.parametrize('tool', [
+    *TOOLS, ROOT / 'projects' / 'benchmark' / 'benchmark.py'
+], ids=lambda path: path.name)
+def test_help_imports_no_package(tool):
+    # -S: without site-packages, where torch and the toolboxes are.
+    done = subprocess.run([sys.executable, '-S', str(tool), '--help'],
+                          capture_output=True, text=True)
+    assert done.stdout.startswith('usage: ') and done.returncode == 0
+
+
+def test_import_needs_no_posix():
+    """What Windows does not have is used where it is needed, if at all."""
+    done = run('''
+import os, signal, sys
+import mmpretrain.datasets, mmpretrain.engine, mmpretrain.models, rich.console
+for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):
+    sys.modules[name] = None
+for module, name in ((os, 'O_DIRECTORY'), (os, 'fork'), (os, 'getuid'),
+                     (signal, 'pthread_sigmask'), (signal, 'SIGKILL')):
+    delattr(module, name)
+import mmvanilla
+import mmvanilla.engine.predict, mmvanilla.export
+''')
+    assert done.returncode == 0, done.stderr
 
 
 def test_require_names_the_extra(monkeypatch):

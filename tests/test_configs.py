@@ -1,7 +1,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The authors' recipe, read off runners that the configs build."""
+"""The configs build; the recipe is the authors', the figures are right."""
 import copy
-import math
+import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
+from mmpretrain.apis import ModelHub
 from PIL import Image
-from torch.nn.modules.batchnorm import _BatchNorm
+from tiny import ROOT
 
-import mmvanilla  # noqa: F401
+from mmvanilla.checkpoints.hub import PUBLISHED, URL
 from mmvanilla.models import VanillaNet
+from mmvanilla.utils.configs import build_model, read_config
 
-CONFIGS = Path(__file__).parents[1] / 'configs' / 'vanillanet'
+CONFIGS = ROOT / 'configs' / 'vanillanet'
 
 # Learning rate, weight decay, alpha of mixup, layer decay: the table of the
 # authors' recipe, and below it those that have none and take 10's.
@@ -59,177 +62,117 @@ def imagenet(tmp_path_factory) -> Path:
     return root
 
 
-def build(name: str, imagenet: Path, work_dir: Path, **options) -> Runner:
-    """Build a variant's runner, with narrow layers and small batches."""
-    cfg = Config.fromfile(config_file(name))
-    arch = dict(VanillaNet.arch_settings[cfg.model.backbone.arch])
+@pytest.fixture(scope='module')
+def runner(imagenet, tmp_path_factory) -> Runner:
+    """VanillaNet-6's runner, with narrow layers and small batches."""
+    cfg = Config.fromfile(config_file('6'))
+    arch = dict(VanillaNet.arch_settings['6'])
     arch['dims'] = [dim // 64 for dim in arch['dims']]
-    if not torch.cuda.is_available():
-        # There is no mixed precision without.
-        assert cfg.optim_wrapper.pop('loss_scale') == 'dynamic'
-        assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
-        cfg.optim_wrapper.type = 'OptimWrapper'
     cfg.model.backbone.arch = arch
     cfg.model.head.in_channels = arch['dims'][-1]
-    cfg.work_dir = str(work_dir)
+    # There is no mixed precision without a GPU.
+    cfg.optim_wrapper.pop('loss_scale')
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    cfg.work_dir = str(tmp_path_factory.mktemp('run'))
+    cfg.auto_scale_lr.enable = True
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
         assert loader.batch_size == 128
-        loader.batch_size = BATCH
-        loader.num_workers = 0
+        loader.batch_size, loader.num_workers = BATCH, 0
         loader.dataset.data_root = str(imagenet)
-    cfg.merge_from_dict(options)
-    return Runner.from_cfg(cfg)
-
-
-@pytest.fixture(scope='module', params=RECIPE)
-def variant(request, imagenet, tmp_path_factory):
-    """Name and runner, with optimizer and schedulers built."""
-    name = request.param
-    runner = build(name, imagenet, tmp_path_factory.mktemp('run'))
+    runner = Runner.from_cfg(cfg)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner._train_loop = runner.build_train_loop(runner._train_loop)
-    runner.param_schedulers = runner.build_param_scheduler(
-        runner.param_schedulers)
-    return name, runner
+    return runner
 
 
-def hook_of(runner: Runner, name: str):
-    (hook, ) = [
-        h for h in runner.hooks
-        if name in [base.__name__ for base in type(h).__mro__]
-    ]
-    return hook
+def test_every_variant_has_a_config():
+    names = {p.name for p in CONFIGS.glob('*_8xb128_in1k.py')}
+    assert names == {config_file(name).name for name in RECIPE}
+    assert set(RECIPE) == set(VanillaNet.arch_settings)
 
 
-def groups_by_name(runner: Runner) -> dict:
-    names = {id(p): n for n, p in runner.model.named_parameters()}
-    groups = {}
-    for group in runner.optim_wrapper.optimizer.param_groups:
-        for param in group['params']:
-            groups[names[id(param)]] = group
-    return groups
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'configs').glob('[!_]*/*.py')),
+    ids=lambda path: path.stem)
+def test_config_builds(path):
+    if path.parent != CONFIGS:
+        pytest.importorskip('mmcv.ops')
+    cfg = read_config(str(path))
+    # Any toolbox's runner that reads it knows our types.
+    assert cfg.custom_imports.imports == ['mmvanilla']
+    with torch.device('meta'):
+        model = build_model(cfg)
+    assert sum(p.numel() for p in model.parameters()) > 1e4
 
 
-def layer_scales(name: str, runner: Runner) -> dict:
-    """Scale of the learning rate by parameter, from the facts' formula."""
-    decay = RECIPE[name][3]
-    last = {'6': 4, '7': 5}.get(name, 0) + 1
-    scales = {}
-    for param, _ in runner.model.named_parameters():
-        if param.startswith('backbone.stem.'):
-            layer = 0
-        elif param.startswith('backbone.stages.'):
-            layer = int(param.split('.')[2]) + 1
-        else:
-            layer = last
-        scales[param] = decay**(last - layer) if decay != 1 else 1.0
-    return scales
-
-
-def test_network(variant):
-    name, runner = variant
-    # The one that is named, and not the narrow one of these tests.
+@pytest.mark.parametrize('name', RECIPE)
+def test_numbers_of_a_variant(name):
     cfg = Config.fromfile(config_file(name))
-    assert cfg.model.backbone.arch == name
-    dims = VanillaNet.arch_settings[name]['dims']
-    assert cfg.model.head.in_channels == dims[-1]
-    assert runner.model.head.num_classes == 1000
-    assert runner.model.head.dropout.p == 0.05
-    assert not runner.model.backbone.deploy
-    norms = [m for m in runner.model.modules() if isinstance(m, _BatchNorm)]
-    assert norms and all(norm.eps == 1e-6 for norm in norms)
+    lr, decay, alpha, layer_decay = RECIPE[name]
+    wrapper = cfg.optim_wrapper
+    assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    assert (wrapper.optimizer.lr, wrapper.optimizer.weight_decay) == (
+        lr, decay)
+    assert [a.alpha for a in cfg.model.train_cfg.augments] == [alpha, 1]
+    assert wrapper.paramwise_cfg.get('layer_decay_rate', 1) == layer_decay
+    backbone, head = cfg.model.backbone, cfg.model.head
+    assert backbone.arch == name and not backbone.get('deploy')
+    assert head.in_channels == VanillaNet.arch_settings[name]['dims'][-1]
+    assert (head.num_classes, head.dropout) == (1000, 0.05)
+    # tests/test_recipe_trace.py follows optimizer, schedule and average.
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.begin, warmup.end) == (0, 5) == (0, cosine.begin)
+    assert (cosine.end, cosine.T_max, cfg.train_cfg.max_epochs) == (
+        300, 295, 300)
+    deep_training, ema = cfg.custom_hooks
+    assert deep_training == dict(type='DeepTrainingHook', decay_epochs=100)
+    assert (ema.type, ema.momentum, ema.update_buffers) == (
+        'EMAHook', 4e-5, True)
+    assert cfg.default_hooks.checkpoint.save_best == 'accuracy/top1'
 
 
-def test_optimizer(variant):
-    optimizer = variant[1].optim_wrapper.optimizer
-    assert type(optimizer).__name__ == 'Lamb'
-    for group in optimizer.param_groups:
-        assert group['betas'] == (0.9, 0.999)
-        assert group['eps'] == 1e-8
-        assert group['max_grad_norm'] == 1
-        assert group['bias_correction'] and group['grad_averaging']
-        assert not group['trust_clip'] and not group['always_adapt']
-    assert not variant[1].optim_wrapper.clip_grad_kwargs
+COMPLEXITY = runpy.run_path(str(ROOT / 'docs' / 'complexity.py'))
 
 
-def test_weight_decay(variant):
-    name, runner = variant
-    groups = groups_by_name(runner)
-    params = dict(runner.model.named_parameters())
-    assert groups.keys() == params.keys()
-    for key, param in params.items():
-        flat = param.ndim == 1
-        assert groups[key]['weight_decay'] == (0 if flat else RECIPE[name][1])
-        assert flat or key.endswith('.weight')
-    # The series activation's weight is not flat.
-    series = groups['backbone.stages.0.act.conv.weight']
-    assert series['weight_decay'] == RECIPE[name][1]
+@pytest.mark.parametrize('name', RECIPE)
+def test_metafile_counts_its_network(name):
+    info = ModelHub.get(f'vanillanet-{name}_8xb128_in1k')
+    train, _, deploy = COMPLEXITY['forms'](name).values()
+    assert info.metadata.data == {
+        'Parameters': deploy['parameters'], 'FLOPs': deploy['macs'],
+        'Parameters (train form)': train['parameters'],
+        'FLOPs (train form)': train['macs']}
+    scheme, _, published = info.weights.partition('://')
+    assert scheme == 'vanillanet' and PUBLISHED[published]['arch'] == name
 
 
-def test_learning_rate_over_time(variant):
-    name, runner = variant
-    base, last = RECIPE[name][0], 300 * EPOCH_LENGTH
-    warmup = 5 * EPOCH_LENGTH
-    assert runner.max_iters == last
-    groups, scales = groups_by_name(runner), layer_scales(name, runner)
-    hook = hook_of(runner, 'ParamSchedulerHook')
-
-    def wanted(iteration):
-        if iteration < warmup:
-            return base * iteration / (warmup - 1)
-        progress = (iteration - warmup) / (last - warmup)
-        return 1e-6 + (base - 1e-6) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    # Numbers of the schedule itself, against a slip in the formula.
-    assert wanted(0) == 0
-    assert wanted(warmup - 1) == wanted(warmup) == base
-    assert wanted((last + warmup) // 2) == pytest.approx((base + 1e-6) / 2)
-    assert 1e-6 < wanted(last - 1) < 1e-6 + 1e-5 * base
-
-    told = {0, warmup // 2, warmup - 1, warmup, last // 2, last - 1}
-    for iteration in range(last):
-        lr = wanted(iteration)
-        for key, group in groups.items() if iteration in told else ():
-            assert group['lr'] == pytest.approx(
-                lr * scales[key], rel=1e-6, abs=1e-12), (iteration, key)
-        hook.after_train_iter(runner, iteration)
-        if iteration % EPOCH_LENGTH == EPOCH_LENGTH - 1:
-            hook.after_train_epoch(runner)
+@pytest.mark.parametrize('page', COMPLEXITY['PAGES'])
+def test_tables_are_those_of_the_metafile(page):
+    text = (ROOT / page).read_text(encoding='utf-8')
+    assert COMPLEXITY['with_table'](text) == text
+    # Other figures would be written over.
+    wrong = re.sub(r'(?<=\| )\d+\.\d+(?= \|)', '9.9', text)
+    assert COMPLEXITY['with_table'](wrong) == text
+    for name in RECIPE:
+        model = f'vanillanet-{name}_8xb128_in1k'
+        assert text.count(f'\n| {name} |') + text.count(
+            f'\n| `{model}`\\* |') == 1
+        if page.startswith('configs'):
+            file = ModelHub.get(model).weights.partition('://')[2]
+            assert f'[config]({model}.py) | [model]({URL}{file}.pth)' in text
 
 
-def test_length_and_hooks(variant):
-    runner = variant[1]
-    assert runner.max_epochs == 300
-    assert runner.train_loop.val_interval == 1
-    assert len(runner.train_dataloader) == EPOCH_LENGTH
-    deep_training = hook_of(runner, 'DeepTrainingHook')
-    assert deep_training.decay_epochs == 100
-    assert deep_training.schedule == 'linear' and not deep_training.per_iter
-    ema = hook_of(runner, 'EMAHook')
-    assert ema.ema_cfg == dict(
-        type='ExponentialMovingAverage', momentum=4e-5, update_buffers=True)
-    assert ema.begin_epoch == ema.begin_iter == 0
-    checkpoint = hook_of(runner, 'CheckpointHook')
-    assert checkpoint.key_indicators == ['accuracy/top1']
-    assert checkpoint.by_epoch and checkpoint.interval == 1
-
-
-def test_mixing(variant):
-    name, runner = variant
+def test_mixing(runner):
     augments = runner.model.data_preprocessor.batch_augments
-    mixup, cutmix, *rest = augments.augments
-    assert type(mixup).__name__ == 'Mixup'
-    assert mixup.alpha == RECIPE[name][2]
-    assert type(cutmix).__name__ == 'CutMix'
-    assert cutmix.alpha == 1 and cutmix.cutmix_minmax is None
-    # One of the two per batch, evenly.
-    assert not rest
-    assert augments.probs is None
+    mixup, cutmix = augments.augments
+    assert (type(mixup).__name__, mixup.alpha) == ('Mixup', RECIPE['6'][2])
+    assert (type(cutmix).__name__, cutmix.alpha) == ('CutMix', 1)
+    assert cutmix.cutmix_minmax is None
+    assert augments.probs is None  # one of the two per batch, evenly
 
 
-def test_train_pipeline(variant):
-    pipeline = variant[1].train_dataloader.dataset.pipeline.transforms
+def test_train_pipeline(runner):
+    pipeline = runner.train_dataloader.dataset.pipeline.transforms
     load, crop, flip, randaugment, erasing, pack = pipeline
     assert type(load).__name__ == 'LoadImageFromFile'
     assert type(crop).__name__ == 'RandomResizedCrop'
@@ -266,14 +209,13 @@ def test_train_pipeline(variant):
     assert erasing.fill_color == [103.53, 116.28, 123.675]
     assert erasing.fill_std == [57.375, 57.12, 58.395]
     assert type(pack).__name__ == 'PackInputs'
-    sample = variant[1].train_dataloader.dataset[0]
+    sample = runner.train_dataloader.dataset[0]
     assert sample['inputs'].shape == (3, 224, 224)
-    assert variant[1].train_dataloader.drop_last
+    assert runner.train_dataloader.drop_last
 
 
-def test_test_pipeline_is_pil_bicubic_256_224(variant, imagenet):
+def test_test_pipeline_is_pil_bicubic_256_224(runner, imagenet):
     """As torchvision does it: resize, then crop from the middle."""
-    runner = variant[1]
     for loader in (runner.build_dataloader(runner._val_dataloader),
                    runner.build_dataloader(runner._test_dataloader)):
         sample = loader.dataset[0]
@@ -288,8 +230,8 @@ def test_test_pipeline_is_pil_bicubic_256_224(variant, imagenet):
         assert np.array_equal(bgr[..., ::-1], image)
 
 
-def test_normalization(variant):
-    preprocessor = variant[1].model.data_preprocessor
+def test_normalization(runner):
+    preprocessor = runner.model.data_preprocessor
     red = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     red[:, 2] = 255  # images are read as BGR
     x = preprocessor(dict(inputs=red), training=False)['inputs']
@@ -301,13 +243,13 @@ def test_normalization(variant):
         rtol=1e-5)
 
 
-def test_targets_and_loss(variant):
+def test_targets_and_loss(runner):
     """Smoothed, mixed, and the mean over samples and classes."""
-    model = variant[1].model.train()
+    model = runner.model.train()
     torch.manual_seed(0)
     np.random.seed(0)
     shares = []
-    dataset = variant[1].train_dataloader.dataset
+    dataset = runner.train_dataloader.dataset
     batch = pseudo_collate([dataset[0], dataset[1]])
     labels = [int(sample.gt_label) for sample in batch['data_samples']]
     assert labels == [0, 1]
@@ -338,55 +280,7 @@ def test_targets_and_loss(variant):
     torch.testing.assert_close(whole, model.head.loss_module(logits, scores))
 
 
-def test_auto_scale_lr(imagenet, tmp_path):
-    runner = build('6', imagenet, tmp_path, **{'auto_scale_lr.enable': True})
-    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.scale_lr(wrapper, runner.auto_scale_lr)
-    wanted = RECIPE['6'][0] * BATCH / 1024
-    assert wrapper.optimizer.param_groups[-1]['lr'] == pytest.approx(wanted)
-
-
-def test_mixed_precision(variant):
-    wrapper = Config.fromfile(config_file(variant[0])).optim_wrapper
-    assert wrapper.type == 'AmpOptimWrapper'
-    assert wrapper.loss_scale == 'dynamic'
-    if torch.cuda.is_available():
-        wrapper = variant[1].optim_wrapper
-        assert type(wrapper).__name__ == 'AmpOptimWrapper'
-        assert wrapper.loss_scaler.is_enabled()
-
-
-def test_best_checkpoint_is_the_averaged_one(imagenet, tmp_path):
-    runner = build(
-        '5',
-        imagenet,
-        tmp_path,
-        **{
-            'train_cfg.max_epochs': 1,
-            # So fast that the average is far from the trained weights.
-            'custom_hooks.1.momentum': 0.5,
-            'param_scheduler': None,
-        })
-    runner.train()
-    (best, ) = tmp_path.glob('best_accuracy_top1_*.pth')
-    saved = torch.load(best, weights_only=False)
-    average = hook_of(runner, 'EMAHook').ema_model.module.state_dict()
-    trained = runner.model.state_dict()
-    key = 'backbone.stages.0.act.conv.weight'
-    assert not torch.equal(average[key], trained[key])
-    for key, value in average.items():
-        assert torch.equal(saved['state_dict'][key], value)
-
-
-def test_every_variant_has_a_config():
-    names = {p.name for p in CONFIGS.glob('*_8xb128_in1k.py')}
-    assert names == {config_file(name).name for name in RECIPE}
-    assert set(RECIPE) == set(VanillaNet.arch_settings)
-
-
-def test_a_config_brings_its_plugin():
-    """Any toolbox's runner that reads it knows our types."""
-    for name in RECIPE:
-        cfg = Config.fromfile(config_file(name))
-        assert cfg.custom_imports.imports == ['mmvanilla']
-        assert cfg.default_scope == 'mmpretrain'
+def test_auto_scale_lr(runner):
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    groups = runner.optim_wrapper.optimizer.param_groups
+    assert groups[-1]['lr'] == pytest.approx(RECIPE['6'][0] * BATCH / 1024)

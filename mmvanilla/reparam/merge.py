@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoints.read import load_checkpoint, load_state_dict, load_weights
@@ -286,6 +285,8 @@ def _tensors(output) -> Iterator[Tensor]:
 
 
 def _measure(model: nn.Module, batch: dict) -> dict[str, float]:
+    # It imports setuptools, and warns where there is no CUDA.
+    from torch.utils.benchmark import Timer
     with FlopCounterMode(display=False) as counter:
         model.test_step(copy.deepcopy(batch))
     timer = Timer('model.test_step(deepcopy(batch))',

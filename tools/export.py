@@ -7,12 +7,7 @@ order of channels and input size are written into the file's metadata.
 """
 import argparse
 
-from mmvanilla.engine.options import add_config_options, add_data_options
-from mmvanilla.engine.own_images import use_image_folder
-from mmvanilla.export import export
-from mmvanilla.export.backends import BACKENDS, PRECISIONS
-from mmvanilla.utils.building import read_config
-from mmvanilla.utils.errors import exit_on_user_error
+from options import add_config_options, add_data_options, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,23 +18,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint, in any form')
     parser.add_argument(
         'out',
-        help='where to write, a name ending in ' + ', '.join(
-            f'{backend.SUFFIX} ({name})'
-            for name, backend in BACKENDS.items()))
+        help='where to write, a name ending in .onnx, .xml (openvino) or .pt2 '
+        '(pt2 and aoti)')
     parser.add_argument(
         '--format',
-        choices=BACKENDS,
+        choices=['onnx', 'openvino', 'pt2', 'aoti'],
         default='onnx',
         help='pt2 is a program of torch.export, aoti one that Inductor '
         'compiled ahead of time; defaults to onnx')
     parser.add_argument(
         '--precision',
-        choices=PRECISIONS,
+        choices=['fp32', 'bf16', 'int8'],
         default='fp32',
         help='int8 is quantized after training; defaults to fp32')
     parser.add_argument(
         '--part',
-        choices=('model', 'backbone'),
+        choices=['model', 'backbone'],
         default='model',
         help='what to export: a whole classifier, detector or segmentor, or '
         'its backbone; defaults to model')
@@ -76,25 +70,22 @@ def parse_args() -> argparse.Namespace:
         help='maximum allowed drop of the top-1 accuracy, the AP or the mIoU '
         'in bf16 and int8, in percentage points; defaults to 1.0')
     parser.add_argument(
-        '--force',
-        action='store_true',
-        help='replace an existing file that mmvanilla did not write')
+        '--force', action='store_true', help='replace existing files')
     add_data_options(parser)
     add_config_options(parser)
     return parser.parse_args()
 
 
-@exit_on_user_error
-def main() -> None:
-    args = vars(parse_args())
-    cfg = read_config(
-        args.pop('config'), args.pop('cfg_options'),
-        args.pop('allow_new_keys'))
-    data, check_images = args.pop('data'), args.pop('check_images')
+def main(config, checkpoint, cfg_options, allow_new_keys, data, check_images,
+         **options) -> None:
+    from mmvanilla.engine.own_data import use_image_folder
+    from mmvanilla.export import export
+    from mmvanilla.utils.configs import parse_cfg_options, read_config
+    cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     if data:
-        use_image_folder(cfg, data, args['checkpoint'], check_images)
-    report = export(cfg, **args)
-    if report.verification.random:
+        use_image_folder(cfg, data, checkpoint, check_images)
+    report = export(cfg, checkpoint, **options)
+    if report.verification.samples.random:
         print('The validation data of the config is not there: compared on '
               'random images.')
     print(report.table())
@@ -102,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main, parse_args())

@@ -16,18 +16,7 @@ BOX_FORMAT = 'x1, y1, x2, y2 in pixels of the input'
 
 
 class DenseDetector(nn.Module):
-    """A detector with a dense head: RetinaNet, FCOS, ATSS, RTMDet and others.
-
-    Args:
-        model (nn.Module): An mmdet detector whose ``bbox_head`` predicts as
-            mmdet's ``BaseDenseHead`` does, on anchors or on points.
-        input_size (tuple[int, int]): Height and width of the input, for which
-            the anchors are computed.
-
-    Raises:
-        UserError: If the head overrides how ``BaseDenseHead`` predicts, or
-            its ``test_cfg`` has another NMS than ``type='nms'``.
-    """
+    """A detector with a dense head: RetinaNet, FCOS, ATSS, RTMDet, ..."""
 
     output_names = ('boxes', 'scores', 'labels')
     predicts = True  # the outputs are the toolbox's predictions
@@ -36,13 +25,15 @@ class DenseDetector(nn.Module):
         super().__init__()
         from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
         head = getattr(model, 'bbox_head', None)
-        if not _has_methods_of(head, BaseDenseHead, 'predict',
-                               'predict_by_feat', '_predict_by_feat_single',
-                               '_bbox_post_process'):
+        names = ('predict', 'predict_by_feat', '_predict_by_feat_single',
+                 '_bbox_post_process')
+        if not isinstance(head, BaseDenseHead) or any(
+                getattr(type(head), name) is not getattr(BaseDenseHead, name)
+                for name in names):
             raise UserError(
                 f'a {type(model).__name__} with a {type(head).__name__} '
                 'cannot be exported whole: its head does not predict as '
-                "mmdet's RetinaNet, FCOS, ATSS and RTMDet do; take --part "
+                "mmdet's RetinaNet, FCOS, ATSS and RTMDet do; use --part "
                 'backbone')
         self.model = model
         self.input_size = tuple(input_size)
@@ -51,48 +42,22 @@ class DenseDetector(nn.Module):
         self.nms = NMS(head.test_cfg.nms, head.test_cfg.max_per_img)
 
     def settings(self) -> dict[str, object]:
-        """The metadata of the file that describe the outputs."""
+        """What the file's metadata say about the outputs."""
         return dict(
-            outputs=list(self.output_names),
-            box_format=BOX_FORMAT,
+            outputs=list(self.output_names), box_format=BOX_FORMAT,
             score_thr=self.dense.score_thr,
             nms_pre=self.dense.test_cfg.get('nms_pre', -1),
-            nms_iou_threshold=self.nms.iou_threshold,
-            nms_class_agnostic=self.nms.class_agnostic,
-            max_per_img=self.nms.max_per_img)
+            **self.nms.settings())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Detect.
-
-        Args:
-            images (Tensor): One normalized image, (1, C, H, W).
-
-        Returns:
-            tuple[Tensor]: Boxes (D, 4), as x1, y1, x2, y2 in pixels of the
-            input, scores (D, ) and labels (D, ), in descending order of the
-            score.
-        """
+        """(1, C, H, W) -> boxes (D, 4), scores, labels (D, ), best first."""
         boxes, scores, labels, _ = self.dense(self.model.extract_feat(images))
         keep = self.nms(boxes, scores, labels)
         return boxes[keep], scores[keep], labels[keep]
 
 
-def _has_methods_of(head, base: type, *names: str) -> bool:
-    return isinstance(head, base) and all(
-        getattr(type(head), name) is getattr(base, name) for name in names)
-
-
 class DensePredictions(nn.Module):
-    """The boxes that a dense head predicts for one image, before the NMS.
-
-    Args:
-        model (nn.Module): The detector. It is run once, on an image of zeros,
-            to find the sizes of its feature maps.
-        head (nn.Module): Its dense head.
-        input_size (tuple[int, int]): Height and width of the input.
-        score_thr (float): Boxes with a score above it are kept. Defaults to
-            -1: all boxes, as for a region proposal network.
-    """
+    """The boxes that a dense head predicts for one image, before the NMS."""
 
     def __init__(self, model: nn.Module, head: nn.Module,
                  input_size: tuple[int, int], score_thr: float = -1):
@@ -102,32 +67,21 @@ class DensePredictions(nn.Module):
         self.test_cfg = head.test_cfg
         self.input_size = tuple(input_size)
         parameter = next(model.parameters())
+        channels = next(m.in_channels for m in model.backbone.modules()
+                        if isinstance(m, nn.Conv2d))
         with torch.no_grad():
-            cls_scores = head(
-                model.extract_feat(
-                    parameter.new_zeros(1, _in_channels(model),
-                                        *self.input_size)))[0]
+            cls_scores = head(model.extract_feat(
+                parameter.new_zeros(1, channels, *self.input_size)))[0]
         priors = head.prior_generator.grid_priors(
-            [x.shape[-2:] for x in cls_scores],
-            dtype=parameter.dtype,
+            [x.shape[-2:] for x in cls_scores], dtype=parameter.dtype,
             device=parameter.device)
-        self.num_levels = len(priors)
         for i, level in enumerate(priors):
             self.register_buffer(f'priors_{i}', level, persistent=False)
 
     def forward(self, feats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Decode the head's outputs for one image.
-
-        Args:
-            feats (Sequence[Tensor]): The feature maps, each (1, C, H_i, W_i).
-
-        Returns:
-            tuple[Tensor]: Boxes (K, 4), scores, labels and levels, (K, ).
-        """
-        levels = [
-            self._select(i, *maps)
-            for i, maps in enumerate(zip(*self.head(feats)))
-        ]
+        """Feature maps -> boxes (K, 4), scores, labels, levels (K, )."""
+        levels = [self._select(i, *maps)
+                  for i, maps in enumerate(zip(*self.head(feats)))]
         priors, deltas, scores, labels, factors = map(torch.cat, zip(*levels))
         level = torch.cat([
             torch.full_like(labels, i)
@@ -145,20 +99,7 @@ class DensePredictions(nn.Module):
 
     def _select(self, i: int, cls_score: Tensor, bbox_pred: Tensor,
                 factor: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The ``nms_pre`` pairs of prior and class with the highest scores.
-
-        Args:
-            i (int): The level.
-            cls_score (Tensor): Logits, (1, priors * classes, H_i, W_i).
-            bbox_pred (Tensor): Boxes relative to the priors,
-                (1, priors * 4, H_i, W_i).
-            factor (Tensor, optional): Logits of what scores are multiplied
-                by, as centerness, (1, priors, H_i, W_i). Defaults to None.
-
-        Returns:
-            tuple[Tensor]: Priors, boxes relative to them, scores, labels and
-            factors, K of each.
-        """
+        """The ``nms_pre`` pairs of prior and class with the highest scores."""
         head = self.head
         cls_score = cls_score[0].permute(1, 2, 0).reshape(
             -1, head.cls_out_channels)
@@ -170,15 +111,14 @@ class DensePredictions(nn.Module):
             scores = cls_score.sigmoid()
         else:
             scores = cls_score.softmax(-1)[:, :-1]
-        num_classes = scores.shape[1]
+        num_classes, count = scores.shape[1], scores.numel()
         # mmdet drops scores below the threshold first. The result is the
         # same, and in this order the number of boxes is a constant.
-        nms_pre = self.test_cfg.get('nms_pre', -1)
-        count = scores.numel()
-        if nms_pre > 0:
-            count = min(count, nms_pre)
+        if self.test_cfg.get('nms_pre', -1) > 0:
+            count = min(count, self.test_cfg.nms_pre)
         scores, index = scores.flatten().topk(count)
         prior = index // num_classes
+        # What scores are multiplied by, for example the centerness.
         factor = (
             torch.ones_like(scores) if factor is None else
             factor[0].permute(1, 2, 0).reshape(-1).sigmoid()[prior])
@@ -186,41 +126,15 @@ class DensePredictions(nn.Module):
                 index % num_classes, factor)
 
 
-def _in_channels(model: nn.Module) -> int:
-    return next(m.in_channels for m in model.backbone.modules()
-                if isinstance(m, nn.Conv2d))
-
-
 def decode(coder, priors: Tensor, deltas: Tensor,
            input_size: tuple[int, int]) -> Tensor:
-    """Decode boxes that a head predicts relative to priors.
-
-    Args:
-        coder: The head's ``bbox_coder``.
-        priors (Tensor): Anchors or regions, (K, 4), or points, (K, 2).
-        deltas (Tensor): The head's outputs for them, (K, coder.encode_size).
-        input_size (tuple[int, int]): Height and width that boxes are clipped
-            to.
-
-    Returns:
-        Tensor: x1, y1, x2, y2, (K, 4).
-    """
+    """Decode boxes that a head predicts relative to priors."""
     boxes = coder.decode(priors, deltas, max_shape=input_size)
     return getattr(boxes, 'tensor', boxes)
 
 
 class NMS(nn.Module):
-    """Non-maximum suppression within each group of boxes, as mmcv does it.
-
-    Args:
-        cfg (dict): ``nms`` of a ``test_cfg``.
-        max_per_img (int): How many boxes to keep at most; all where it is
-            not positive.
-
-    Raises:
-        UserError: If ``cfg`` has another type than 'nms', another setting, or
-            no ``iou_threshold``.
-    """
+    """Non-maximum suppression within each group of boxes, as mmcv does it."""
 
     def __init__(self, cfg: dict, max_per_img: int):
         super().__init__()
@@ -236,16 +150,15 @@ class NMS(nn.Module):
                 f'{dict(cfg, type=kind)}')
         self.max_per_img = max_per_img
 
+    def settings(self) -> dict[str, object]:
+        """What the file's metadata say about it."""
+        return dict(nms_iou_threshold=self.iou_threshold,
+                    nms_class_agnostic=self.class_agnostic,
+                    max_per_img=self.max_per_img)
+
     def forward(self, boxes: Tensor, scores: Tensor,
                 groups: Tensor) -> Tensor:
-        """Indices of the boxes to keep, in descending order of the score.
-
-        Args:
-            boxes (Tensor): (K, 4).
-            scores (Tensor): (K, ).
-            groups (Tensor): Label or level of each, (K, ). Boxes of different
-                groups do not suppress one another.
-        """
+        """Indices of the boxes to keep, in descending order of the score."""
         if not self.class_agnostic:
             # An offset for each group keeps boxes of different groups from
             # overlapping. The zero is for an image without boxes.

@@ -4,29 +4,30 @@
 In every format the input is normalized images, float32 of (N, C, H, W). The
 outputs are logits, (N, num_classes), of a classifier; one feature map for each
 of a backbone's ``out_indices``; or the predictions of a detector or segmentor.
-The file's metadata hold what a server needs to use it (labels, mean, std,
-input size and order of channels), see
-:func:`mmvanilla.export.network.describe`.
 """
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..checkpoints import load_weights, local_path
-from ..reparam.switch import switch_loaded
-from ..utils.building import build_model, scope_of
-from ..utils.data import missing_data, random_batches, real_batches
+from ..checkpoints.read import load_weights
+from ..reparam.compare import SAME, Comparison, Result, compare, relative_error
+from ..reparam.merge import compare_layers, switch_loaded
+from ..reparam.samples import Samples, find_samples
+from ..utils.configs import build_model, check_data, check_parts, scope_of
 from ..utils.errors import UserError
-from ..utils.files import check_output, replace_together
-from ..utils.tables import markdown_table
-from .backends import BACKENDS, check_backend, open_exported, write
+from ..utils.files import check_output, write_beside
+from ..utils.terminal import markdown_table
+from .exported import Exported, Results, fit, prepare
+from .formats import FORMATS, check_format, write
 from .network import describe, make_network
-from .predictions import PredictionComparison
-from .verify import Verification, verify
-from .verify_predictions import check_predicting, compare_predictions
+
+WHAT = 'comparing the exported file with PyTorch'
 
 
 @dataclass
@@ -36,40 +37,29 @@ class ExportReport:
     Attributes:
         path (Path): The file.
         format (str): 'onnx', 'openvino', 'pt2' or 'aoti'.
-        precision (str): 'fp32', 'bf16' or 'int8'.
         metadata (dict): What the file's metadata hold.
-        verification (Verification | PredictionComparison): The comparison.
+        verification (Comparison): The comparison.
     """
 
     path: Path
     format: str
-    precision: str
     metadata: dict[str, object]
-    verification: Verification | PredictionComparison
+    verification: Comparison
 
     def table(self) -> str:
         """The report in Markdown."""
-        rows = [('format', f'{self.format}, {self.precision}'),
-                ('file size', f'{self.path.stat().st_size / 1e6:,.2f} MB')]
-        if self.format == 'openvino':
-            size = self.path.with_suffix('.bin').stat().st_size
-            rows.append(('size of weights', f'{size / 1e6:,.2f} MB'))
-        return markdown_table(['', 'value'],
-                              rows + self.verification.rows())
+        rows = [('format', f'{self.format}, {self.metadata["precision"]}')]
+        for path in _paths(self.path, self.format):
+            rows.append((f'size of {path.name}',
+                         f'{path.stat().st_size / 1e6:,.2f} MB'))
+        return markdown_table(['', 'value'], rows + self.verification.rows())
 
 
-def export(cfg: Config,
-           checkpoint: str | Path,
-           out: str | Path,
-           format: str = 'onnx',
-           precision: str = 'fp32',
-           part: str = 'model',
-           dynamic_batch: bool = False,
-           dynamic_size: bool = False,
-           samples: int = 512,
-           calibration_samples: int = 256,
-           tol: float = 1e-4,
-           max_drop: float = 1.0,
+def export(cfg: Config, checkpoint: str | Path, out: str | Path,
+           format: str = 'onnx', precision: str = 'fp32', part: str = 'model',
+           dynamic_batch: bool = False, dynamic_size: bool = False,
+           samples: int = 512, calibration_samples: int = 256,
+           tol: float = 1e-4, max_drop: float = 1.0,
            force: bool = False) -> ExportReport:
     """Export a checkpoint in deploy form, and verify the file.
 
@@ -85,13 +75,14 @@ def export(cfg: Config,
         format (str): 'onnx', 'openvino', 'pt2' (``torch.export``) or 'aoti'
             (compiled ahead of time by Inductor). Defaults to 'onnx'.
         precision (str): 'fp32', 'bf16' or 'int8', which is quantized after
-            training, calibrated on the training set. Defaults to 'fp32'.
+            training, calibrated on training images in the test pipeline.
+            Defaults to 'fp32'.
         part (str): 'model', which is a classifier, a detector or a
             segmentor, or 'backbone'. Defaults to 'model'.
         dynamic_batch (bool): Whether the file takes any number of images.
             Defaults to False: one image.
         dynamic_size (bool): Whether the file takes images of any size.
-            Defaults to False: the size of the validation set.
+            Defaults to False: the size of the first sample.
         samples (int): Maximum number of samples of the validation set to
             compare on. Defaults to 512.
         calibration_samples (int): Maximum number of samples of the training
@@ -101,8 +92,7 @@ def export(cfg: Config,
         max_drop (float): The maximum allowed drop of the top-1 accuracy, the
             AP or the mIoU in bf16 and int8, in percentage points.
             Defaults to 1.0.
-        force (bool): Whether to replace a file that mmvanilla did not write.
-            Defaults to False.
+        force (bool): Whether to replace existing files. Defaults to False.
 
     Returns:
         ExportReport: What was exported and how it compares.
@@ -112,96 +102,129 @@ def export(cfg: Config,
             the checkpoint does not fit or cannot be merged, ``out`` cannot be
             written, or the outputs differ. Then no file is written.
     """
-    out = Path(out)
-    check_backend(format, precision)
+    out, checkpoint = Path(out), str(checkpoint)
+    check_format(format, precision)
     if part not in ('model', 'backbone'):
         raise UserError(f'part must be model or backbone, but got {part}')
-    if min(samples, calibration_samples) < 1:
-        raise UserError('the number of samples must be positive')
-    if out.suffix != BACKENDS[format].SUFFIX:
+    if out.suffix != FORMATS[format].suffix:
         raise UserError(f'the name of a file of {format} must end in '
-                        f'{BACKENDS[format].SUFFIX}, but got {out}')
-    paths = [out]
-    if format == 'openvino':
-        paths.append(out.with_suffix('.bin'))
+                        f'{FORMATS[format].suffix}, but got {out}')
+    paths = _paths(out, format)
     for path in paths:
-        check_output(path, [local_path(checkpoint)], force)
+        check_output(path, [checkpoint.split('://')[-1]], force)
 
     model = build_model(cfg)
     meta = load_weights(model, checkpoint)
     unmerged = copy.deepcopy(model)
     switch_loaded(model, checkpoint)
 
-    batches = real_batches(cfg, samples)
-    is_random = batches is None
-    if is_random:
-        batches = random_batches(cfg, min(samples, 16))
-    # Of a detector's or segmentor's images, which are large, only the first
-    # is needed here.
-    predicts = part == 'model' and not hasattr(model, 'head')
-    inputs, labels = _preprocess(cfg, model, batches[:1] if predicts else
-                                 batches, samples)
-    calibration = None
-    if precision == 'int8':
-        calibration = _calibration_inputs(cfg, model, calibration_samples)
-
-    example = inputs[0]
-    metadata = describe(cfg, model, meta, example, part, precision)
-    if not dynamic_size:
-        kept = [i for i, x in enumerate(inputs) if x.shape == example.shape]
-        inputs, labels = ([values[i] for i in kept]
-                          for values in (inputs, labels))
-    network = make_network(model, part, example)
-    if network.predicts:
-        check_predicting(cfg, network, format, precision, samples,
-                         dynamic_batch, dynamic_size)
-        metadata.update(network.settings())
-    with replace_together(paths) as temporary:
-        try:
-            write(network, example, temporary[0], format, precision,
-                  dynamic_batch, dynamic_size, metadata, calibration)
-        except UserError as e:
-            if network.predicts and dynamic_size:
-                raise UserError(
-                    f'this {type(unmerged).__name__} cannot be exported for '
-                    f'any size, leave out --dynamic-size: {e}') from e
-            raise
-        run = open_exported(temporary[0], format, precision)
+    found = find_samples(cfg, samples)
+    if found.random:
+        found.batches = found.batches[:16]
+    with scope_of(cfg), torch.no_grad():
+        example = prepare(model, found.batches[0])[0]
+        size = None if dynamic_size else tuple(example.shape[2:])
+        network = make_network(model, part, example)
+        metadata = describe(cfg, model, meta, example, part)
         if network.predicts:
-            verification = compare_predictions(
-                cfg, unmerged, network, run, batches, precision, tol,
-                max_drop, is_random, dynamic_batch, dynamic_size)
-        else:
-            verification = verify(
-                make_network(unmerged, part, example), run, inputs, labels,
-                precision, tol, max_drop, is_random, dynamic_batch,
-                dynamic_size)
-    return ExportReport(out, format, precision, metadata, verification)
+            _check_predicting(network, format, precision,
+                              dynamic_batch or dynamic_size, found)
+            metadata.update(network.settings())
+        notes = []
+        fitting = [batch for batch in found.batches
+                   if fit(prepare(model, batch)[0], size) is not None]
+        if len(fitting) < len(found.batches):
+            notes.append(("larger than the network's input, left out",
+                          f'{len(found.batches) - len(fitting)}'))
+            found = replace(found, batches=fitting, whole=False)
+        calibration = None
+        if precision == 'int8':
+            calibration, images = _calibration(
+                cfg, model, calibration_samples, size)
+            notes.append(('calibrated on', f'{images} in the test pipeline'))
+        # Detectors are compared with the toolbox's own predictions.
+        before = network if hasattr(network, 'input_size') else (
+            make_network(unmerged, part, example))
+        if before is not network and _is_constant(before, [
+                fit(prepare(model, batch)[0], size)
+                for batch in found.batches[:8]]):
+            compare_layers(unmerged, model, WHAT)
+            found = replace(found, batches=found.batches[:1], whole=False)
+            notes.append(('the outputs are the same for all samples',
+                          'which shows little; each layer was compared too'))
+        with write_beside(*paths) as temporary:
+            write(network, example, temporary[-1], format, precision,
+                  dynamic_batch, dynamic_size, metadata, calibration)
+            run = Exported(temporary[-1], format)
+            results = Results(cfg, unmerged, before, run, size, found.whole)
+            comparison = compare(results.reference, results.candidate, found,
+                                 tol, precision, max_drop, WHAT,
+                                 results.metrics)
+            if not network.predicts or precision == 'fp32':
+                for x in _other_shapes(example, dynamic_batch, dynamic_size):
+                    compare(*(partial(_outputs, before.output_names, forward)
+                              for forward in (before, run)),
+                            [dict(inputs=x)], tol, precision, what=WHAT)
+    comparison.notes += notes
+    return ExportReport(out, format, run.metadata, comparison)
 
 
-def _preprocess(cfg: Config, model: nn.Module, batches: list[dict],
-                samples: int) -> tuple[list[Tensor], list[int | None]]:
-    """Normalized images, each (1, C, H, W), and for each its label or None."""
-    inputs, labels = [], []
-    with scope_of(cfg):
-        for batch in batches:
-            data = model.data_preprocessor(batch, False)
-            inputs += data['inputs'].float().split(1)
-            for sample in data.get('data_samples') or [None] * len(
-                    data['inputs']):
-                label = getattr(sample, 'gt_label', None)
-                labels.append(None if label is None or label.numel() != 1 else
-                              int(label))
-    return inputs[:samples], labels[:samples]
+def _paths(out: Path, format: str) -> list[Path]:
+    """The files to write; the last one is what the others belong to."""
+    return [out.with_suffix('.bin'), out] if format == 'openvino' else [out]
 
 
-def _calibration_inputs(cfg: Config, model: nn.Module,
-                        samples: int) -> list[Tensor]:
-    loader = cfg.get('train_dataloader')
-    problem = (
-        missing_data(loader.dataset) if loader else
-        f'{cfg.filename} has no train_dataloader')
-    if problem:
-        raise UserError(f'int8 is calibrated on the training set: {problem}')
-    batches = real_batches(cfg, samples, 'train')
-    return _preprocess(cfg, model, batches, samples)[0]
+def _check_predicting(network: nn.Module, format: str, precision: str,
+                      is_dynamic: bool, samples: Samples) -> None:
+    if format not in ('onnx', 'openvino'):
+        raise UserError(f'a whole {type(network.model).__name__} is exported '
+                        f'to onnx or openvino, not to {format}')
+    if hasattr(network, 'input_size') and is_dynamic:
+        raise UserError(
+            'a whole detector needs one image of one size, since the number '
+            'of detections differs and the anchors are computed once: leave '
+            'out --dynamic-batch and --dynamic-size')
+    if precision != 'fp32' and not samples.whole:
+        raise UserError(
+            f'{precision} is judged by AP or mIoU of the whole validation '
+            f'set, but got {samples}: use a larger --samples')
+
+
+def _calibration(cfg: Config, model: nn.Module, number: int,
+                 size: tuple[int, int] | None) -> tuple[list[Tensor], str]:
+    """Training images in the test pipeline that fit the input."""
+    check_parts(cfg, 'calibrating int8', 'train_dataloader')
+    check_data(cfg, 'train_dataloader')
+    found = find_samples(cfg, number, 'train', test_pipeline=True)
+    if found.random:
+        raise UserError('int8 is calibrated on training images, and those of '
+                        f'{cfg.filename} are not there')
+    images = [fit(prepare(model, batch)[0], size) for batch in found.batches]
+    images = [x for x in images if x is not None]
+    if not images:
+        raise UserError(
+            'int8 is calibrated on training images, and in the test pipeline '
+            f'all {len(found.batches)} are larger than the input, {size[0]} x '
+            f'{size[1]}: use --dynamic-size, or more --calibration-samples')
+    return images, f'{len(images)} of {len(found.batches)} training images'
+
+
+def _is_constant(network: nn.Module, inputs: list[Tensor]) -> bool:
+    """Whether a network's outputs are the same for several inputs."""
+    first, *others = (network(x)[0].double() for x in inputs)
+    return bool(others) and all(
+        first.shape == x.shape and relative_error(first, x) <= SAME
+        for x in others)
+
+
+def _other_shapes(x: Tensor, batch: bool, size: bool) -> list[Tensor]:
+    """Inputs of other shapes that a file with dynamic sizes accepts."""
+    height, width = x.shape[2:]
+    sizes = ((height + 32, width), (height, width + 33)) if size else ()
+    return [F.interpolate(x, other) for other in sizes] + (
+        [torch.cat([x, x.flip(3), x.flip(2)])] if batch else [])
+
+
+def _outputs(names: tuple[str], forward, batch: dict) -> Result:
+    return Result({name: x for name, x in zip(names, forward(batch['inputs']))
+                   if x.is_floating_point()})

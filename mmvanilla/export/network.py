@@ -4,9 +4,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..utils.data import class_names
+from ..utils.configs import class_names
 from ..utils.errors import UserError
-from ..utils.files import MARK
 from ..version import __version__
 from .dense_detectors import DenseDetector
 from .segmentors import Segmentor
@@ -14,30 +13,16 @@ from .two_stage import TwoStageDetector
 
 
 class Network(nn.Module):
-    """A classifier's logits, or a backbone's feature maps, of images.
-
-    Attributes:
-        output_names (tuple[str]): 'logits', or 'feature_0' and so on.
-    """
+    """A classifier's logits, or a backbone's feature maps, of images."""
 
     predicts = False  # the outputs are logits or features
 
-    def __init__(self,
-                 backbone: nn.Module,
-                 head: nn.Module | None = None,
-                 neck: nn.Module | None = None,
-                 num_outputs: int = 1):
+    def __init__(self, backbone: nn.Module, head: nn.Module | None = None,
+                 neck: nn.Module | None = None, num_outputs: int = 1) -> None:
         super().__init__()
         self.output_names = ('logits', ) if head is not None else tuple(
             f'feature_{i}' for i in range(num_outputs))
-        self.backbone = backbone
-        self.head = head
-        self.neck = neck
-
-    @property
-    def is_classifier(self) -> bool:
-        """bool: Whether the one output is logits."""
-        return self.head is not None
+        self.backbone, self.head, self.neck = backbone, head, neck
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C, H, W) -> [(N, num_classes)], or the feature maps."""
@@ -49,21 +34,10 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def make_network(model: nn.Module, part: str, example: Tensor) -> nn.Module:
-    """The part of a model that is exported, in eval mode.
+    """The part ('model' or 'backbone') that is exported, in eval mode.
 
-    Args:
-        model (nn.Module): A classifier, a detector, a segmentor, or any model
-            with a backbone.
-        part (str): 'model' or 'backbone'.
-        example (Tensor): An input, (1, C, H, W).
-
-    Returns:
-        nn.Module: With ``output_names`` (tuple[str]) and ``predicts`` (bool):
-        whether its outputs are the toolbox's predictions.
-
-    Raises:
-        UserError: If the model has no such part, or one that cannot be
-            exported.
+    It has ``output_names`` and ``predicts``: whether its outputs are the
+    toolbox's predictions.
     """
     if not hasattr(model, 'backbone'):
         raise UserError(f'a {type(model).__name__} has no backbone to export')
@@ -79,31 +53,15 @@ def make_network(model: nn.Module, part: str, example: Tensor) -> nn.Module:
         return Segmentor(model).eval()
     if not hasattr(model, 'head'):
         raise UserError(
-            f'a {type(model).__name__} is exported by its backbone: take '
+            f'a {type(model).__name__} is exported by its backbone: use '
             '--part backbone')
     return Network(model.backbone, model.head,
                    getattr(model, 'neck', None)).eval()
 
 
 def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
-             part: str, precision: str) -> dict[str, object]:
-    """The metadata of the exported file: what a server needs to use it.
-
-    Args:
-        cfg (Config): The config of the model.
-        model (nn.Module): The model.
-        meta (dict): The ``meta`` of its checkpoint.
-        example (Tensor): An input, (1, C, H, W).
-        part (str): 'model' or 'backbone'.
-        precision (str): 'fp32', 'bf16' or 'int8'.
-
-    Returns:
-        dict: ``labels`` (list[str], empty for a backbone), ``mean`` and
-        ``std`` (lists of one number a channel, of pixels from 0 to 255),
-        ``channel_order`` ('RGB', 'BGR' or 'gray'), ``input_size``
-        ([height, width]), ``part``, ``precision``, ``version`` and
-        ``comment``.
-    """
+             part: str) -> dict[str, object]:
+    """The metadata of the exported file: what a server needs to use it."""
     channels = example.shape[1]
     processor = model.data_preprocessor
     mean = getattr(processor, 'mean', None)
@@ -120,6 +78,4 @@ def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
         channel_order=order,
         input_size=list(example.shape[2:]),
         part=part,
-        precision=precision,
-        version=__version__,
-        comment=MARK)
+        version=__version__)

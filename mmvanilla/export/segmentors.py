@@ -6,15 +6,7 @@ from ..utils.errors import UserError
 
 
 class Segmentor(nn.Module):
-    """A segmentor with any decode head of mmseg.
-
-    Args:
-        model (nn.Module): An mmseg ``EncoderDecoder`` or one derived from it.
-
-    Raises:
-        UserError: If it is of another kind, or its ``test_cfg.mode`` is not
-            'whole'.
-    """
+    """A segmentor with any decode head of mmseg."""
 
     output_names = ('logits', 'labels')
     predicts = True  # the outputs are the toolbox's predictions
@@ -23,29 +15,23 @@ class Segmentor(nn.Module):
         super().__init__()
         if not hasattr(model, 'encode_decode'):
             raise UserError(f'a {type(model).__name__} cannot be exported '
-                            'whole, only an EncoderDecoder of mmseg; take '
+                            'whole, only an EncoderDecoder of mmseg; use '
                             '--part backbone')
         mode = model.test_cfg.get('mode', 'whole')
         if mode != 'whole':
             raise UserError(
                 f"test_cfg.mode is '{mode}', but a segmentor is exported for "
-                'whole images; take --cfg-options model.test_cfg.mode=whole')
+                'whole images; use --cfg-options model.test_cfg.mode=whole')
         self.model = model
 
     def settings(self) -> dict[str, object]:
-        """The metadata of the file that describe the outputs."""
+        """What the file's metadata say about the outputs."""
         return dict(outputs=list(self.output_names))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Segment.
+        """(N, C, H, W) -> logits (N, classes, H, W) and labels (N, H, W).
 
-        Args:
-            images (Tensor): Normalized images, (N, C, H, W).
-
-        Returns:
-            tuple[Tensor]: Logits (N, num_classes, H, W), or (N, 1, H, W)
-            where there are two classes and one output, and labels (N, H, W).
-            A runtime can compute either of them alone.
+        A runtime can compute either of them without the other.
         """
         size = tuple(images.shape[2:])
         logits = self.model.encode_decode(

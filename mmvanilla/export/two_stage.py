@@ -17,17 +17,7 @@ PASTING = ('masks[i] is the probability over boxes[i]: resize it to the box '
 
 
 class TwoStageDetector(nn.Module):
-    """Faster R-CNN or Mask R-CNN.
-
-    Args:
-        model (nn.Module): An mmdet detector with an ``RPNHead`` and a
-            ``StandardRoIHead``.
-        input_size (tuple[int, int]): Height and width of the input.
-
-    Raises:
-        UserError: If the detector has other parts, or its ``test_cfg`` has
-            another NMS than ``type='nms'``.
-    """
+    """Faster R-CNN or Mask R-CNN."""
 
     predicts = True  # the outputs are the toolbox's predictions
 
@@ -40,9 +30,9 @@ class TwoStageDetector(nn.Module):
         self.input_size = tuple(input_size)
         roi_head = self.model.roi_head
         self.test_cfg = roi_head.test_cfg
-        self.rpn = DensePredictions(self.model, self.model.rpn_head,
-                                    input_size)
-        rpn_cfg = model.rpn_head.test_cfg
+        rpn_head = self.model.rpn_head
+        self.rpn = DensePredictions(self.model, rpn_head, input_size)
+        rpn_cfg = rpn_head.test_cfg
         self.rpn_nms = NMS(rpn_cfg.nms, rpn_cfg.max_per_img)
         self.nms = NMS(self.test_cfg.nms, self.test_cfg.max_per_img)
         self.with_mask = roi_head.with_mask
@@ -50,35 +40,19 @@ class TwoStageDetector(nn.Module):
             ('masks', ) if self.with_mask else ())
 
     def settings(self) -> dict[str, object]:
-        """The metadata of the file that describe the outputs."""
+        """What the file's metadata say about the outputs."""
         settings = dict(
-            outputs=list(self.output_names),
-            box_format=BOX_FORMAT,
-            score_thr=self.test_cfg.score_thr,
-            nms_iou_threshold=self.nms.iou_threshold,
-            nms_class_agnostic=self.nms.class_agnostic,
-            max_per_img=self.nms.max_per_img,
+            outputs=list(self.output_names), box_format=BOX_FORMAT,
+            score_thr=self.test_cfg.score_thr, **self.nms.settings(),
             rpn_nms_pre=self.rpn.test_cfg.get('nms_pre', -1),
             rpn_nms_iou_threshold=self.rpn_nms.iou_threshold,
             rpn_max_per_img=self.rpn_nms.max_per_img)
-        if self.with_mask:
-            settings.update(
-                mask_thr_binary=self.test_cfg.mask_thr_binary,
-                mask_format=PASTING)
-        return settings
+        return settings if not self.with_mask else dict(
+            settings, mask_format=PASTING,
+            mask_thr_binary=self.test_cfg.mask_thr_binary)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Detect.
-
-        Args:
-            images (Tensor): One normalized image, (1, C, H, W).
-
-        Returns:
-            tuple[Tensor]: Boxes (D, 4), as x1, y1, x2, y2 in pixels of the
-            input, scores (D, ) and labels (D, ), in descending order of the
-            score. For Mask R-CNN also masks over the boxes, as probabilities,
-            (D, h, w), by default 28 x 28.
-        """
+        """(1, C, H, W) -> boxes, scores, labels and masks over the boxes."""
         feats = self.model.extract_feat(images)
         boxes, scores, _, levels = self.rpn(feats)
         proposals = boxes[self.rpn_nms(boxes, scores, levels)]
@@ -92,38 +66,33 @@ class TwoStageDetector(nn.Module):
         # Padded with empty proposals to a constant number: the heads and the
         # coder have Python branches on whether there are any.
         limit = self.rpn_nms.max_per_img
-        real = torch.ones_like(proposals[:, 0])
-        real = F.pad(real, (0, limit))[:limit] > 0
+        real = F.pad(torch.ones_like(proposals[:, 0]), (0, limit))[:limit] > 0
         proposals = F.pad(proposals, (0, 0, 0, limit))[:limit]
         cls_score, deltas = head(
             extract_rois(self.model.roi_head.bbox_roi_extractor, feats,
                          proposals))
-        if head.custom_cls_channels:
-            scores = head.loss_cls.get_activation(cls_score)
-        else:
-            scores = cls_score.softmax(-1)
+        scores = (head.loss_cls.get_activation(cls_score)
+                  if head.custom_cls_channels else cls_score.softmax(-1))
         num_classes = head.num_classes
         scores = scores[:, :num_classes]
         # The head predicts a box for each class, or one for all classes.
-        size = head.bbox_coder.encode_size
         per_roi = 1 if head.reg_class_agnostic else num_classes
-        rois = proposals[:, None].expand(-1, per_roi, -1).reshape(-1, 4)
-        boxes = decode(head.bbox_coder, rois, deltas.reshape(-1, size),
-                       self.input_size)
+        boxes = decode(
+            head.bbox_coder, proposals.repeat_interleave(per_roi, 0),
+            deltas.reshape(-1, head.bbox_coder.encode_size), self.input_size)
         boxes = boxes.reshape(-1, per_roi, 4).expand(
             -1, num_classes, -1).reshape(-1, 4)
         valid = (scores > self.test_cfg.score_thr) & real[:, None]
-        scores = scores.flatten()
         index = valid.flatten().nonzero()[:, 0]
-        boxes, scores, labels = boxes[index], scores[index], (
-            index % num_classes)
+        boxes, scores = boxes[index], scores.flatten()[index]
+        labels = index % num_classes
         keep = self.nms(boxes, scores, labels)
         return boxes[keep], scores[keep], labels[keep]
 
     def _segment(self, feats, boxes: Tensor, labels: Tensor) -> Tensor:
         roi_head = self.model.roi_head
-        extractor = roi_head.mask_roi_extractor
-        masks = roi_head.mask_head(extract_rois(extractor, feats, boxes))
+        masks = roi_head.mask_head(
+            extract_rois(roi_head.mask_roi_extractor, feats, boxes))
         if not roi_head.mask_head.class_agnostic:
             # The mask of each detection's class.
             index = labels[:, None, None, None].expand(
@@ -134,63 +103,45 @@ class TwoStageDetector(nn.Module):
 
 def _check_parts(model: nn.Module) -> None:
     from mmcv.ops import RoIAlign
-    from mmdet.models import (
-        BBoxHead,
-        FCNMaskHead,
-        RPNHead,
-        SingleRoIExtractor,
-        StandardRoIHead,
-    )
-    roi_head = model.roi_head
-    wanted = [(model.rpn_head, RPNHead), (roi_head, StandardRoIHead)]
+    from mmdet import models
+    roi_head, heads = model.roi_head, (models.BBoxHead, models.FCNMaskHead)
+    wanted = [(model.rpn_head, models.RPNHead),
+              (roi_head, models.StandardRoIHead)]
     extractors = []
-    if type(roi_head) is StandardRoIHead:
+    if type(roi_head) is models.StandardRoIHead:
         extractors = [roi_head.bbox_roi_extractor]
-        wanted.append((roi_head.bbox_head, BBoxHead))
+        wanted.append((roi_head.bbox_head, models.BBoxHead))
         if roi_head.with_mask:
             extractors.append(roi_head.mask_roi_extractor)
-            wanted.append((roi_head.mask_head, FCNMaskHead))
-    wanted += [(x, SingleRoIExtractor) for x in extractors]
+            wanted.append((roi_head.mask_head, models.FCNMaskHead))
+    wanted += [(x, models.SingleRoIExtractor) for x in extractors]
     for part, kind in wanted:
         # Subclasses of these heads differ in their layers only. Subclasses of
         # the other parts compute something else.
-        fits = (isinstance(part, kind) if kind in (BBoxHead, FCNMaskHead) else
-                type(part) is kind)
-        if not fits:
+        if not (isinstance(part, kind)
+                if kind in heads else type(part) is kind):
             raise UserError(
                 f'a {type(model).__name__} with a {type(part).__name__} '
                 f'cannot be exported whole, only one with a {kind.__name__}; '
-                'take --part backbone')
+                'use --part backbone')
     layers = [layer for x in extractors for layer in x.roi_layers]
     if getattr(roi_head, 'with_shared_head', False) or not all(
             isinstance(x, RoIAlign) and x.pool_mode == 'avg' for x in layers):
         raise UserError('a detector that is exported whole must pool its '
                         'regions by RoIAlign with pool_mode "avg" and have no '
-                        'shared_head; take --part backbone')
+                        'shared_head; use --part backbone')
 
 
 def extract_rois(extractor: nn.Module, feats, boxes: Tensor) -> Tensor:
-    """The outputs of a ``SingleRoIExtractor`` for the boxes of one image.
-
-    Args:
-        extractor (nn.Module): The extractor.
-        feats (Sequence[Tensor]): Feature maps, each (1, C, H_i, W_i).
-        boxes (Tensor): x1, y1, x2, y2 in pixels of the input, (K, 4).
-
-    Returns:
-        Tensor: (K, C, h, w), each box pooled from the level for its size.
-    """
+    """The outputs of a ``SingleRoIExtractor`` for the boxes of one image."""
     rois = F.pad(boxes, (1, 0))
     feats = feats[:extractor.num_inputs]
     levels = extractor.map_roi_levels(rois, len(feats))
-    pooled = boxes.new_zeros(
-        boxes.shape[0], feats[0].shape[1],
-        *extractor.roi_layers[0].output_size)
+    pooled = boxes.new_zeros(boxes.shape[0], feats[0].shape[1],
+                             *extractor.roi_layers[0].output_size)
     for i, (layer, feat) in enumerate(zip(extractor.roi_layers, feats)):
         index = (levels == i).nonzero()[:, 0]
-        pooled = pooled.index_put(
-            (index, ),
-            torchvision.ops.roi_align(feat, rois[index], layer.output_size,
-                                      layer.spatial_scale,
-                                      layer.sampling_ratio, layer.aligned))
+        pooled = pooled.index_put((index, ), torchvision.ops.roi_align(
+            feat, rois[index], layer.output_size, layer.spatial_scale,
+            layer.sampling_ratio, layer.aligned))
     return pooled

@@ -7,9 +7,12 @@ trains each narrow model on generated shapes (about 10 minutes on 2 cores),
 exports it in each format and precision, and writes docs/figures/exports.json.
 """
 import json
+import platform
 import sys
 import tempfile
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
@@ -17,10 +20,9 @@ sys.path.insert(0, str(ROOT / 'tests'))
 from downstream.runs import train_and_merge  # noqa: E402
 from downstream.shapes import generate  # noqa: E402
 
-from mmvanilla.benchmark.measure import machine  # noqa: E402
 from mmvanilla.export import export  # noqa: E402
-from mmvanilla.utils.building import read_config  # noqa: E402
-from mmvanilla.utils.tables import markdown_table  # noqa: E402
+from mmvanilla.utils.configs import read_config  # noqa: E402
+from mmvanilla.utils.terminal import markdown_table  # noqa: E402
 
 OUT = ROOT / 'docs' / 'figures' / 'exports.json'
 MODELS = {
@@ -53,10 +55,10 @@ def measure(name: str, shapes: Path, folder: Path) -> dict:
                 key: float(found.metrics[key][0]) for key in METRICS
                 if key in found.metrics
             }
-            result[f'{format}, {precision}'] = dict(
-                {key: float(found.metrics[key][1])
-                 for key in result['PyTorch']},
-                counts=found.counts)
+            result[f'{format}, {precision}'] = {
+                key: float(found.metrics[key][1])
+                for key in result['PyTorch']
+            }
     return result
 
 
@@ -80,7 +82,9 @@ def table(content: dict) -> str:
 
 
 def main() -> None:
-    content = dict(machine=machine(), models={})
+    content = dict(
+        machine=f'{platform.platform()}, torch {torch.__version__}',
+        models={})
     with tempfile.TemporaryDirectory() as folder:
         shapes = generate(Path(folder, 'shapes'))
         for name in MODELS:

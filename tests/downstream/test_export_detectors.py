@@ -23,14 +23,11 @@ from PIL import Image  # noqa: E402
 from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
 
-from mmvanilla.export import export  # noqa: E402
-from mmvanilla.export.backends import (  # noqa: E402
-    open_exported,
-    read_metadata,
-    write,
-)
+from mmvanilla.export import export, read_metadata  # noqa: E402
+from mmvanilla.export.exported import Exported  # noqa: E402
+from mmvanilla.export.formats import write  # noqa: E402
 from mmvanilla.export.network import make_network  # noqa: E402
-from mmvanilla.utils.building import read_config  # noqa: E402
+from mmvanilla.utils.configs import read_config  # noqa: E402
 from mmvanilla.utils.errors import UserError  # noqa: E402
 
 SNIPPET = ROOT / 'docs' / 'en' / 'snippets' / 'detect_onnxruntime.py'
@@ -55,11 +52,11 @@ def exported(runs, tmp_path_factory):
     return get
 
 
-def detections(run, out, format, shapes):
+def detections(out, shapes):
     """What the file finds in each held-out image, by hand."""
-    metadata = read_metadata(out, format)
+    infer = Exported(out)
+    metadata = infer.metadata
     mean, std = np.array(metadata['mean']), np.array(metadata['std'])
-    infer = open_exported(out, format)
     for path in sorted((shapes / 'val').iterdir()):
         pixels = np.asarray(Image.open(path).convert('RGB'), np.float32)
         if metadata['channel_order'] == 'BGR':
@@ -95,7 +92,7 @@ def average_precision(shapes, found) -> float:
                                          ('mask-rcnn', 'openvino')])
 def test_detects_as_the_toolbox_does(exported, shapes, name, format):
     run, out, report = exported(name, format)
-    found = list(detections(run, out, format, shapes))
+    found = list(detections(out, shapes))
     inferencer = DetInferencer(
         model=str(run.merged_config), weights=str(run.merged), device='cpu',
         show_progress=False)
@@ -114,7 +111,7 @@ def test_detects_as_the_toolbox_does(exported, shapes, name, format):
                              & ((scores - score).abs() < 1e-3)).any())
     assert total > len(found)
     assert matched >= 0.99 * total
-    counts = report.verification.counts['detections matched']
+    counts = report.verification.counts['detections in agreement']
     assert counts[1] >= 0.99 * counts[0] > 0
 
     metrics = run.test()
@@ -133,7 +130,7 @@ def test_rtmdet_learns(runs):
 
 def test_metadata(exported):
     run, out, _ = exported('mask-rcnn')
-    metadata = read_metadata(out, 'onnx')
+    metadata = read_metadata(out)
     cfg = read_config(str(run.merged_config))
     assert metadata['labels'] == ['circle', 'square', 'triangle']
     assert metadata['mean'] == pytest.approx(MEAN, abs=1e-3)
@@ -149,7 +146,7 @@ def test_metadata(exported):
 @pytest.mark.parametrize('format', ['onnx', 'openvino'])
 def test_nothing_found(exported, name, format):
     _, out, _ = exported(name, format)
-    outputs = open_exported(out, format)(torch.zeros(1, 3, 128, 128))
+    outputs = Exported(out)(torch.zeros(1, 3, 128, 128))
     assert [tuple(x.shape) for x in outputs] == [
         (0, 4), (0, ), (0, ), (0, 28, 28)][:len(outputs)]
 
@@ -167,7 +164,7 @@ def test_other_heads(name, tmp_path):
         outputs = [network(x)]
         if name in ('FCOS', 'ATSS'):
             write(network, x, tmp_path / 'model.onnx', 'onnx')
-            outputs.append(open_exported(tmp_path / 'model.onnx', 'onnx')(x))
+            outputs.append(Exported(tmp_path / 'model.onnx')(x))
     assert len(expected) == 100
     for boxes, scores, labels in outputs:
         torch.testing.assert_close(
@@ -198,8 +195,8 @@ def test_faster_rcnn(exported, shapes, tmp_path):
     report = export(cfg, tmp_path / 'model.pth', out)
     assert report.metadata['outputs'] == ['boxes', 'scores', 'labels']
     for (_, found), (_, other) in zip(
-            detections(run, out, 'onnx', shapes),
-            detections(run, masks, 'onnx', shapes), strict=True):
+            detections(out, shapes),
+            detections(masks, shapes), strict=True):
         assert len(found) == 3
         for a, b in zip(found, other):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
@@ -217,16 +214,16 @@ def test_lower_precision(runs, tmp_path, format, precision):
     before, after = report.verification.metrics['coco/bbox_mAP']
     assert before - after <= 0.02
     # Its precision is lower: it does not agree with fp32 to a thousandth.
-    assert report.verification.counts['detections matched'][1] < (
-        0.9 * report.verification.counts['detections matched'][0])
+    assert report.verification.counts['detections in agreement'][1] < (
+        0.9 * report.verification.counts['detections in agreement'][0])
 
 
 @pytest.mark.parametrize('change,kwargs,message', [
     ({}, dict(dynamic_batch=True), 'leave out --dynamic-batch'),
     ({}, dict(format='pt2'), 'onnx or openvino, not to pt2'),
     ({'model.test_cfg.nms.type': 'soft_nms'}, {}, "type='nms'"),
-    ({'model.test_cfg.score_thr': 0.9999}, {}, 'predicts nothing'),
-    ({}, dict(precision='int8', samples=8), 'take --samples 80'),
+    ({'model.test_cfg.score_thr': 0.9999}, {}, 'detects nothing'),
+    ({}, dict(precision='int8', samples=8), 'use a larger --samples'),
 ])
 def test_refusals(runs, tmp_path, change, kwargs, message):
     run = runs('retinanet')
@@ -245,7 +242,7 @@ def test_other_predictions_are_refused(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(dense_detectors, 'decode',
                         lambda *args: decode(*args) + 0.5)
     run = runs('retinanet')
-    with pytest.raises(UserError, match='predicts otherwise'):
+    with pytest.raises(UserError, match='detections in agreement'):
         export(
             read_config(str(run.merged_config)), run.merged,
             tmp_path / 'model.onnx', samples=8)
@@ -269,7 +266,7 @@ def test_snippet(exported, shapes, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(SNIPPET))
     monkeypatch.undo()
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    found = next(detections(run, out, 'onnx', shapes))[1]
+    found = next(detections(out, shapes))[1]
     boxes = found[0][found[1] > 0.3]
     assert len(printed) == len(boxes) > 0
     for words, box in zip(printed, boxes):

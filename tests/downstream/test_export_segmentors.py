@@ -16,13 +16,10 @@ pytest.importorskip('openvino')
 from downstream import heads  # noqa: E402
 
 from mmvanilla.export import export  # noqa: E402
-from mmvanilla.export.backends import (  # noqa: E402
-    open_exported,
-    read_metadata,
-    write,
-)
+from mmvanilla.export.exported import Exported  # noqa: E402
+from mmvanilla.export.formats import write  # noqa: E402
 from mmvanilla.export.network import make_network  # noqa: E402
-from mmvanilla.utils.building import read_config  # noqa: E402
+from mmvanilla.utils.configs import read_config  # noqa: E402
 from mmvanilla.utils.errors import UserError  # noqa: E402
 
 
@@ -37,8 +34,8 @@ def test_segments_as_the_toolbox_does(runs, shapes, tmp_path, format):
         assert round(before, 3) == round(after, 3) == round(metrics[key], 3)
 
     # mIoU by hand, in batches of four.
-    metadata = read_metadata(out, format)
-    infer = open_exported(out, format)
+    infer = Exported(out)
+    metadata = infer.metadata
     order = -1 if metadata['channel_order'] == 'BGR' else 1
     counts = np.zeros((4, 4))
     paths = sorted((shapes / 'val').iterdir())
@@ -80,7 +77,7 @@ def test_other_heads(name, tmp_path):
     write(network, x, tmp_path / 'model.onnx', 'onnx')
     with torch.no_grad(), heads.scope(name):
         sample, = model.predict(x)
-    logits, labels = open_exported(tmp_path / 'model.onnx', 'onnx')(x)
+    logits, labels = Exported(tmp_path / 'model.onnx')(x)
     torch.testing.assert_close(
         logits[0], sample.seg_logits.data, rtol=1e-4, atol=1e-5)
     assert (labels == sample.pred_sem_seg.data).float().mean() > 0.999

@@ -5,8 +5,8 @@ from mmengine.config import Config
 from narrow import randomize
 from tiny import refused, run_tool, tiny_cfg
 
-from mmvanilla.export.backends import read_metadata
-from mmvanilla.utils.building import build_model
+from mmvanilla.export import read_metadata
+from mmvanilla.utils.configs import build_model
 
 
 def files(tmp_path):
@@ -32,10 +32,10 @@ def test_exports_and_tells(tmp_path):
         '16',
         cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert '16 real samples' in done.stdout
+    assert '16 real samples of ' in done.stdout
     assert 'top-1 agreement' in done.stdout and '100.00 %' in done.stdout
     assert 'wrote net.pt2' in done.stdout
-    assert read_metadata(tmp_path / 'net.pt2', 'pt2')['part'] == 'model'
+    assert read_metadata(tmp_path / 'net.pt2')['part'] == 'model'
 
 
 def test_refuses_in_one_sentence(tmp_path, monkeypatch, capfd):

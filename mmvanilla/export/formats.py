@@ -1,0 +1,91 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""The formats, a row each, and how a file is written in one of them."""
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.errors import UserError
+from ..utils.requirements import require
+from . import to_onnx, to_openvino, torch_programs
+from .optimize import check_compiler
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a format needs, and what writes and opens a file."""
+
+    suffix: str
+    packages: tuple[str, ...]
+    precisions: tuple[str, ...]
+    # (network, example, path, metadata, calibration images) -> None
+    write: Callable
+    # (path, threads) -> (a callable from (N, C, H, W) to tensors, metadata)
+    open: Callable
+
+
+FORMATS = dict(
+    # ONNX Runtime's CPU provider has no bf16 convolution.
+    onnx=Format('.onnx', ('onnx', 'onnxscript', 'onnxruntime'),
+                ('fp32', 'int8'), to_onnx.write, to_onnx.open_file),
+    openvino=Format('.xml', ('onnx', 'onnxscript', 'openvino'),
+                    ('fp32', 'bf16', 'int8'), to_openvino.write,
+                    to_openvino.open_file),
+    pt2=Format('.pt2', (), ('fp32', 'bf16'), torch_programs.write_program,
+               torch_programs.open_program),
+    aoti=Format('.pt2', (), ('fp32', 'bf16'), torch_programs.write_compiled,
+                torch_programs.open_compiled))
+PRECISIONS = ('fp32', 'bf16', 'int8')
+
+
+def check_format(format: str, precision: str) -> None:
+    """Raise UserError if a format cannot be written here."""
+    if format not in FORMATS or precision not in PRECISIONS:
+        raise UserError(f'format must be one of {", ".join(FORMATS)}, and '
+                        f'precision one of {", ".join(PRECISIONS)}, but got '
+                        f'{format} and {precision}')
+    if precision not in FORMATS[format].precisions:
+        able = [f for f, row in FORMATS.items() if precision in row.precisions]
+        raise UserError(f'{format} has no {precision}: use --format '
+                        f'{" or ".join(able)}')
+    require(*FORMATS[format].packages)
+    if (format, precision) == ('openvino', 'int8'):
+        require('nncf')
+    if format == 'aoti':
+        check_compiler()
+
+
+def write(network: nn.Module, example: Tensor, path: Path, format: str,
+          precision: str = 'fp32', dynamic_batch: bool = False,
+          dynamic_size: bool = False, metadata: dict | None = None,
+          calibration: list[Tensor] | None = None) -> None:
+    """Write a network, from (N, C, H, W) to tensors, in eval mode.
+
+    What is not dynamic has the size of the example, (1, C, H, W); int8 is
+    calibrated on such inputs. ``precision`` and ``input_shape``, with -1 for
+    what is dynamic, are added to the metadata.
+    """
+    shape = list(example.shape)
+    shape[0] = -1 if dynamic_batch else shape[0]
+    shape[2:] = (-1, -1) if dynamic_size else shape[2:]
+    metadata = dict(metadata or {}, precision=precision, input_shape=shape)
+    with _quiet(), torch.no_grad():
+        FORMATS[format].write(network, example, Path(path), metadata,
+                              calibration)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what exporters say of one another's deprecations."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter('ignore')
+        for logger in map(logging.getLogger, (None, 'nncf', 'torch')):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        yield

@@ -1,0 +1,162 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Faster inference inside PyTorch, for a network in deploy form."""
+import copy
+import os
+import shutil
+import sys
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import find_layers
+from ..utils.errors import UserError
+
+BACKENDS = ('inductor', 'eager')
+
+
+def optimize_for_inference(model: nn.Module,
+                           example: Tensor,
+                           backend: str = 'inductor') -> nn.Module:
+    """Optimize a merged network for speed, with the same outputs.
+
+    The returned network is for inference only: its weights must not be
+    changed, it has no gradients, and it cannot be saved or exported. The given
+    model is not changed. Both backends compute in channels_last.
+
+    'inductor' compiles at once, for about a minute at most, with the weights
+    as constants, which it packs. It needs a C++ compiler. For inputs of
+    another shape than the example it compiles again, without packed weights.
+    On a GPU it compiles with CUDA graphs; that was not measured.
+
+    'eager' needs no compiler: oneDNN packs each convolution's weight once. It
+    is for CPUs and float32.
+
+    Args:
+        model (nn.Module): A network in deploy form, from one tensor to a
+            tensor, or a list or tuple of tensors.
+        example (Tensor): An input, (N, C, H, W), with the batch size, image
+            size, dtype and device that the network will be used with.
+        backend (str): 'inductor' or 'eager'. Defaults to 'inductor'.
+
+    Returns:
+        nn.Module: Takes and returns what ``model`` does.
+
+    Raises:
+        UserError: If the model is not in deploy form, the backend is
+            unknown, does not run on the device of the example, or has no
+            compiler.
+
+    Example:
+        >>> switch_to_deploy(model)
+        >>> fast = optimize_for_inference(model, torch.rand(1, 3, 224, 224))
+        >>> outputs = fast(images)
+    """
+    if backend not in BACKENDS:
+        raise UserError(f'backend must be one of {", ".join(BACKENDS)}, but '
+                        f'got {backend}')
+    layers = find_layers(model)
+    if layers:
+        raise UserError(
+            f'optimize_for_inference takes a network in deploy form, but '
+            f'"{next(iter(layers))}" is not merged: call switch_to_deploy '
+            'first')
+    if backend == 'eager' and example.device.type != 'cpu':
+        raise UserError("backend 'eager' is for CPUs, but the example is on "
+                        f'{example.device}')
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network = network.to(memory_format=torch.channels_last)
+    example = example.contiguous(memory_format=torch.channels_last)
+    if backend == 'eager':
+        optimized = OptimizedNetwork(network)
+        _pack_convs(optimized, example)
+        return optimized
+    check_compiler()
+    mode = 'reduce-overhead' if example.is_cuda else None
+    optimized = OptimizedNetwork(
+        torch.compile(network, mode=mode, dynamic=False))
+    # Inductor reads `freezing` during tracing, when weights become constants.
+    # An option of torch.compile, the public way, is set only after tracing.
+    from torch._inductor import config
+    with config.patch(freezing=True):
+        optimized(example)
+    return optimized
+
+
+def check_compiler() -> None:
+    """Raise UserError if there is no C++ compiler for Inductor."""
+    default = dict(darwin='clang++', win32='cl').get(sys.platform, 'g++')
+    if not shutil.which(os.environ.get('CXX', default)):
+        raise UserError(
+            'Inductor needs a C++ compiler and found none: install g++, or '
+            "set CXX; optimize_for_inference(..., backend='eager') needs none")
+
+
+class OptimizedNetwork(nn.Module):
+    """Calls a network in channels_last, without gradients."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor | list[Tensor] | tuple[Tensor, ...]:
+        """(N, C, H, W) -> the outputs of the network."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        outputs = self.network(x)
+        # The default memory format is the only one that some compiled
+        # operators of mmcv read, for example RoIAlign on a CPU.
+        if isinstance(outputs, Tensor):
+            return outputs.contiguous()
+        maps = [out.contiguous() for out in outputs]
+        kind = type(outputs)
+        return kind(*maps) if hasattr(kind, '_fields') else kind(maps)
+
+
+class PackedConv2d(nn.Module):
+    """An ``nn.Conv2d`` for inference, with its weight in oneDNN's layout.
+
+    ``nn.Conv2d`` reorders its weight at every call, which for a 1x1
+    convolution of 4096 channels takes as long as the product itself. The
+    layout is the best for the size of the example; all sizes are possible.
+    """
+
+    def __init__(self, conv: nn.Conv2d, example: Tensor) -> None:
+        super().__init__()
+        self.args = (list(conv.padding), list(conv.stride),
+                     list(conv.dilation), conv.groups)
+        self.weight = torch.ops.aten.mkldnn_reorder_conv2d_weight(
+            conv.weight.detach().to_mkldnn(), *self.args, list(example.shape))
+        self.bias = None if conv.bias is None else conv.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W'), in channels_last."""
+        # torch.mkldnn_convolution, the public way, computes the same but
+        # copies the output to the default memory format.
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.args, 'none', [], '')
+
+
+def _can_pack(module: nn.Module) -> bool:
+    return (type(module) is nn.Conv2d and module.padding_mode == 'zeros'
+            and not isinstance(module.padding, str)
+            and module.weight.dtype == torch.float32
+            and module.weight.device.type == 'cpu'
+            and torch.backends.mkldnn.is_available())
+
+
+@torch.no_grad()
+def _pack_convs(network: nn.Module, example: Tensor) -> None:
+    """Replace convolutions that the network calls by :class:`PackedConv2d`."""
+    inputs: dict[nn.Module, Tensor] = {}
+    with ExitStack() as stack:
+        for module in filter(_can_pack, network.modules()):
+            hook = module.register_forward_pre_hook(
+                lambda conv, args: inputs.update({conv: args[0]}))
+            stack.callback(hook.remove)
+        network(example)
+    packed = {conv: PackedConv2d(conv, x) for conv, x in inputs.items()}
+    # A module that is used under two names is replaced under both.
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if module in packed:
+            network.set_submodule(name, packed[module])

@@ -1,0 +1,119 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""ONNX files, opened in ONNX Runtime on a CPU."""
+import copy
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..utils.errors import UserError
+from .torch_programs import export_program
+
+OPSET = 18
+
+
+def onnx_model(network: nn.Module, example: Tensor, metadata: dict):
+    """A network as an ``onnx.ModelProto``, with its weights inside."""
+    network = copy.deepcopy(network)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.AdaptiveMaxPool2d):
+            if metadata['input_shape'][2] == -1:
+                raise UserError(
+                    f'"{name}" is an adaptive max pooling, for which ONNX has '
+                    'no operator: leave out --dynamic-size, or use --format '
+                    'pt2')
+            network.set_submodule(name, FixedMaxPool2d(module.output_size))
+    # OpenVINO rounds to bf16 by itself.
+    program = export_program(network, example,
+                             dict(metadata, precision='fp32'))
+    return torch.onnx.export(
+        program, (example, ), dynamo=True, input_names=['input'],
+        output_names=list(network.output_names), opset_version=OPSET,
+        verbose=False).model_proto
+
+
+def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
+          calibration: list[Tensor] | None) -> None:
+    """Write a network; see :func:`mmvanilla.export.formats.write`."""
+    import onnx
+    model = onnx_model(network, example, metadata)
+    if metadata['precision'] == 'int8':
+        # Of a detector only layers are quantized, not operations on boxes.
+        layers = ['Conv', 'ConvTranspose', 'Gemm', 'MatMul']
+        model = _quantize(model, calibration,
+                          layers if network.predicts else None)
+    onnx.helper.set_model_props(
+        model, {k: json.dumps(v) for k, v in metadata.items()})
+    # The weights are in the same file, which may have up to 2 GB.
+    onnx.save(model, path)
+
+
+def _quantize(model, calibration: list[Tensor], operators):
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        inputs = (dict(input=x.numpy()) for x in calibration)
+
+        def get_next(self):
+            return next(self.inputs, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, 'int8.onnx')
+        quantization.quantize_static(
+            model, target, Reader(), op_types_to_quantize=operators,
+            quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8)
+        return onnx.load(target)
+
+
+def open_file(path: Path, threads: int | None):
+    """Open a file; see :class:`mmvanilla.export.formats.Format`."""
+    import onnxruntime as ort
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(
+        str(path), options, providers=['CPUExecutionProvider'])
+    properties = session.get_modelmeta().custom_metadata_map
+
+    def run(x: Tensor) -> list[Tensor]:
+        outputs = session.run(None, dict(input=x.numpy()))
+        return [torch.from_numpy(np.array(out)) for out in outputs]
+
+    return run, {key: json.loads(value) for key, value in properties.items()}
+
+
+class FixedMaxPool2d(nn.Module):
+    """``nn.AdaptiveMaxPool2d`` for inputs of a size that an export fixes.
+
+    ONNX has no operator for it, and its windows differ in size. Here each
+    window is padded to the size of the largest by repeating its last row and
+    column, which does not change the maximum.
+    """
+
+    def __init__(self, output_size: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.output_size = output_size if isinstance(output_size, tuple) else (
+            output_size, output_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H', W')."""
+        rows, columns = map(_windows, x.shape[2:], self.output_size)
+        x = x[:, :, rows].amax(3)  # from (N, C, H', window, W)
+        return x[:, :, :, columns].amax(4)
+
+
+def _windows(size_in: int, size_out: int | None) -> Tensor:
+    """Indices of each window, (size_out, largest window)."""
+    size_out = size_out or size_in
+    ends = [(i * size_in // size_out, -(-(i + 1) * size_in // size_out))
+            for i in range(size_out)]
+    longest = max(stop - start for start, stop in ends)
+    return torch.tensor([[min(start + k, stop - 1) for k in range(longest)]
+                         for start, stop in ends])

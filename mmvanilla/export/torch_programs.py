@@ -1,0 +1,105 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Programs of ``torch.export`` (pt2), or compiled by Inductor (aoti).
+
+An aoti file holds a library for the instruction set of this machine's CPU.
+C++ opens it with ``torch::inductor::AOTIModelPackageLoader``.
+"""
+import copy
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.errors import UserError
+
+METADATA = 'metadata.json'
+
+
+def export_program(network: nn.Module, example: Tensor, metadata: dict):
+    """Run ``torch.export``; -1 in ``input_shape`` is any number."""
+    if metadata['precision'] == 'bf16':
+        network = InBfloat16(network)
+    input_shape, dims = metadata['input_shape'], {}
+    if input_shape[0] == -1:
+        dims[0] = torch.export.Dim('batch', min=1)
+        # torch.export assumes that a batch of one is a constant.
+        example = torch.cat([example, example])
+    if input_shape[2] == -1:
+        dims[2] = torch.export.Dim('height', min=32)
+        dims[3] = torch.export.Dim('width', min=32)
+    try:
+        program = torch.export.export(
+            network, (example, ), strict=False,
+            dynamic_shapes=(dims, ) if dims else None,
+            prefer_deferred_runtime_asserts_over_guards=True)
+    except Exception as e:  # whatever a model's code does while it is traced
+        how = ' with --dynamic-size' if 2 in dims else ''
+        reason = str(e).strip().split('\n')[0]
+        raise UserError(f'torch.export cannot export this model{how}: {reason}'
+                        ) from e
+    # torch.export asserts that a pooling leaves no row over at the border, so
+    # that only even sizes would be accepted; but the pooling drops that row.
+    # The operator of these assertions has no public name.
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+class InBfloat16(nn.Module):
+    """A copy of a network in bfloat16, with inputs and outputs in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).bfloat16()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> the outputs of the network."""
+        return [out.float() for out in self.network(x.bfloat16())]
+
+
+def write_program(network: nn.Module, example: Tensor, path: Path,
+                  metadata: dict, calibration: None) -> None:
+    """Write pt2; see :func:`mmvanilla.export.formats.write`."""
+    torch.export.save(
+        export_program(network, example, metadata), str(path),
+        extra_files={METADATA: json.dumps(metadata)})
+
+
+def open_program(path: Path, threads: int | None):
+    """Open pt2; see :class:`mmvanilla.export.formats.Format`."""
+    files = {METADATA: ''}
+    program = torch.export.load(str(path), extra_files=files)
+    return program.module(), json.loads(files[METADATA])
+
+
+# PyTorch documents both functions for AOTInductor in its private module.
+
+
+def write_compiled(network: nn.Module, example: Tensor, path: Path,
+                   metadata: dict, calibration: None) -> None:
+    """Write aoti; see :func:`mmvanilla.export.formats.write`."""
+    torch._inductor.aoti_compile_and_package(
+        export_program(network, example, metadata),
+        package_path=str(path),
+        inductor_configs={
+            'freezing': True,  # weights are packed once, when compiling
+            'aot_inductor.metadata':
+            {key: json.dumps(value) for key, value in metadata.items()},
+        })
+
+
+def open_compiled(path: Path, threads: int | None):
+    """Open aoti; see :class:`mmvanilla.export.formats.Format`."""
+    # torch 2.10 uses this module without importing it.
+    import torch._inductor.codecache  # noqa: F401
+    program = torch._inductor.aoti_load_package(str(path))
+    metadata = program.loader.get_metadata()
+    return program, {
+        key: json.loads(value)
+        for key, value in metadata.items() if not key.startswith('AOTI_')
+    }

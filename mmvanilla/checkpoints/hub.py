@@ -17,7 +17,7 @@ from mmpretrain.apis import ModelHub
 from ..utils.errors import UserError
 from ..utils.files import write_beside
 from ..utils.terminal import some
-from .official import from_authors, is_official_detector
+from .official import from_authors, official_prefix
 from .read import read_checkpoint
 
 # The authors' published weights: name of the file, arguments of the network.
@@ -65,7 +65,7 @@ def read_official(path: str | Path, key: str | None = None) -> dict:
         UserError: If it cannot be read or is not in that format.
     """
     content = read_checkpoint(path)
-    detector = is_official_detector(content.get('state_dict'))
+    detector = official_prefix(content.get('state_dict')) == 'backbone.'
     if 'state_dict' in content and not detector:
         raise UserError(f"{path} holds state_dict: it is not in the authors' "
                         'format but in that of mmengine, and needs no '
@@ -81,9 +81,10 @@ def read_official(path: str | Path, key: str | None = None) -> dict:
         raise UserError(f"{path} is not in the authors' format: {e}") from e
     name = getattr(content.get('args'), 'model', None) or Path(path).stem
     meta = dict(model=str(name))
-    classes = dict(content.get('meta') or {}).get('CLASSES')
-    if detector and classes:
-        meta['dataset_meta'] = dict(classes=tuple(map(str, classes)))
+    theirs = content.get('meta')
+    if detector and isinstance(theirs, dict) and theirs.get('CLASSES'):
+        classes = tuple(map(str, theirs['CLASSES']))
+        meta['dataset_meta'] = dict(classes=classes)
     return dict(state_dict=state_dict, meta=meta)
 
 

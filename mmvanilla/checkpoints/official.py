@@ -35,9 +35,6 @@ MODULES = [
 ]
 
 
-# Keys that only the authors' state dicts have.
-STEMS = ('stem1.0.weight', 'stem.0.weight')
-
 
 def _rename(state_dict: dict[str, Tensor],
             names: dict[str, str],
@@ -82,9 +79,10 @@ def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         UserError: If keys are missing, unexpected or mismatched.
     """
     _check_tensors(state_dict)
-    if all(key.startswith('module.') for key in state_dict):
-        state_dict = {k[len('module.'):]: v for k, v in state_dict.items()}
-    prefix = 'backbone.' if is_official_detector(state_dict) else ''
+    prefix = official_prefix(state_dict) or ''
+    if prefix == 'module.':
+        state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
+        prefix = ''
     form = 2 if f'{prefix}stem.0.weight' in state_dict else 1
     names = {f'{prefix}{row[form]}': row[0] for row in MODULES if row[form]}
     ours = _rename(state_dict, names, keep_others=bool(prefix))
@@ -92,7 +90,7 @@ def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.endswith('.conv1.weight'):
             lam = key.replace('.conv1.weight', '.act.lam')
             ours[lam] = torch.tensor(1.0, dtype=torch.float64)
-    _check(ours, detector=bool(prefix))
+    describe_backbone(ours) if prefix else describe(ours)
     return ours
 
 
@@ -113,7 +111,7 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     _check_tensors(state_dict)
     detector = is_detector(state_dict)
-    _check(state_dict, detector)
+    describe_backbone(state_dict) if detector else describe(state_dict)
     if 'backbone.stem.conv.conv.weight' in state_dict:
         raise UserError("the state dict is in fine-tune form, which the "
                         "authors' format does not have: merge it to deploy "
@@ -136,17 +134,18 @@ def is_detector(state_dict: dict) -> bool:
     return any(str(key).startswith('neck.') for key in state_dict)
 
 
-def is_official_detector(state_dict) -> bool:
-    """Whether an object is a detector's state dict with the authors' keys."""
-    return isinstance(state_dict, dict) and any(
-        f'backbone.{key}' in state_dict for key in STEMS)
+def official_prefix(state_dict) -> str | None:
+    """What the authors' keys begin with in a state dict; None without them.
 
-
-def is_official(state_dict) -> bool:
-    """Whether an object is a state dict with the authors' keys."""
-    return isinstance(state_dict, dict) and any(
-        f'{prefix}{key}' in state_dict for key in STEMS
-        for prefix in ('', 'module.', 'backbone.'))
+    It is '' or 'module.' in a classifier's, 'backbone.' in a detector's.
+    """
+    for prefix in ('', 'module.', 'backbone.'):
+        if isinstance(state_dict, dict) and (
+                f'{prefix}stages.0.act.weight' in state_dict) and any(
+                    f'{prefix}{stem}.weight' in state_dict
+                    for stem in ('stem.0', 'stem1.0')):
+            return prefix
+    return None
 
 
 def _check_tensors(state_dict) -> None:
@@ -157,13 +156,6 @@ def _check_tensors(state_dict) -> None:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(f'the entry {ascii(key)[:100]} of its state dict '
                             f'is of type {type(value).__name__}')
-
-
-def _check(state_dict: dict[str, Tensor], detector: bool) -> None:
-    if detector:
-        describe_backbone(state_dict)
-    else:
-        describe(state_dict)
 
 
 def describe(state_dict: dict[str, Tensor]) -> dict:
@@ -189,60 +181,58 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
     backbone = describe_backbone(state_dict)
     form = {k: v for k, v in backbone.items()
             if k in ('deploy', 'deep_training')}
-    last = 'weight' if form != dict(deploy=False) else 'conv2.weight'
-    try:
-        num_classes, in_channels = state_dict[
-            f'head.classifier.{last}'].shape[:2]
-        if last == 'conv2.weight':
-            in_channels = state_dict['head.classifier.conv1.weight'].shape[1]
-    except (KeyError, ValueError, IndexError) as e:
-        raise UserError('head.classifier of a VanillaNet is missing; the '
-                        f'keys are {some(list(state_dict))}') from e
+    first, last = _weights(state_dict, 'head.classifier')
     head = dict(
-        type='VanillaNetHead',
-        num_classes=num_classes,
-        in_channels=in_channels,
-        **form)
+        num_classes=last.shape[0], in_channels=first.shape[1], **form)
     _check_entries(
         {k: v for k, v in state_dict.items() if not k.startswith('backbone.')},
-        lambda: VanillaNetHead(**{k: v for k, v in head.items()
-                                  if k != 'type'}), 'head.')
-    return dict(type='ImageClassifier', backbone=backbone, head=head)
+        lambda: VanillaNetHead(**head), 'head.')
+    return dict(
+        type='ImageClassifier',
+        backbone=backbone,
+        head=dict(type='VanillaNetHead', **head))
 
 
 def describe_backbone(state_dict: dict[str, Tensor]) -> dict:
-    """Infer a backbone's config from a state dict with our keys.
-
-    The config is that of :func:`describe`, and so are the errors.
-    """
-    # The first and the last weight of a stage's convolution, in each form.
-    form = dict(deploy=False)
-    first, last = 'conv1.weight', 'conv2.weight'
-    if 'backbone.stem.conv.weight' in state_dict:
-        form, first, last = dict(deploy=True), 'weight', 'weight'
-    elif 'backbone.stem.conv.conv.weight' in state_dict:
-        form = dict(deep_training=False)
-        first = last = 'conv.weight'
-    try:
-        dims = [state_dict[f'backbone.stem.conv.{last}'].shape[0]]
-        while f'backbone.stages.{len(dims) - 1}.conv.{last}' in state_dict:
-            conv = f'backbone.stages.{len(dims) - 1}.conv.{last}'
-            dims.append(state_dict[conv].shape[0])
-        series = state_dict['backbone.stem.act.conv.weight'].shape[-1]
-        in_channels = state_dict[f'backbone.stem.conv.{first}'].shape[1]
-    except (KeyError, IndexError) as e:
-        raise UserError(f'the entry {e} of a VanillaNet is missing; the '
-                        f'keys are {some(list(state_dict))}') from e
+    """Infer a backbone's config as :func:`describe` does."""
+    first, last = _weights(state_dict, 'backbone.stem.conv')
+    dims = [last.shape[0]]
+    while any(key.startswith(f'backbone.stages.{len(dims) - 1}.')
+              for key in state_dict):
+        stage = f'backbone.stages.{len(dims) - 1}.conv'
+        dims.append(_weights(state_dict, stage)[1].shape[0])
+    series, _ = _weights(state_dict, 'backbone.stem.act.conv')
     strides = [1 + (b > a) for a, b in zip(dims, dims[1:])]
     arch = next((name for name, setting in VanillaNet.arch_settings.items()
                  if list(setting['dims']) == dims),
                 dict(dims=dims, strides=strides))
+    form = dict(deploy=False)
+    if 'backbone.stem.conv.weight' in state_dict:
+        form = dict(deploy=True)
+    elif 'backbone.stem.conv.conv.weight' in state_dict:
+        form = dict(deep_training=False)
     backbone = dict(
-        arch=arch, in_channels=in_channels, act_num=series // 2, **form)
+        arch=arch,
+        in_channels=first.shape[1],
+        act_num=series.shape[-1] // 2,
+        **form)
     _check_entries(
         {k: v for k, v in state_dict.items() if k.startswith('backbone.')},
         lambda: VanillaNet(**backbone), 'backbone.')
     return dict(type='VanillaNet', **backbone)
+
+
+def _weights(state_dict: dict[str, Tensor], name: str) -> tuple:
+    """The first and the last weight of a convolution in any of the forms."""
+    for first, last in (('conv1', 'conv2'), ('conv', 'conv'), ('', '')):
+        found = [
+            state_dict.get('.'.join(filter(None, (name, conv, 'weight'))))
+            for conv in (first, last)
+        ]
+        if all(w is not None and w.dim() == 4 for w in found):
+            return tuple(found)
+    raise UserError(f'{name} of a VanillaNet is missing; the keys are '
+                    f'{some(list(state_dict))}')
 
 
 def _check_entries(entries: dict, build: Callable, prefix: str) -> None:

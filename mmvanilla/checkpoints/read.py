@@ -16,7 +16,7 @@ from torch import nn
 from ..utils.errors import UserError
 from ..utils.terminal import some
 from .constructors import ALLOWED, NAMES
-from .official import is_official
+from .official import official_prefix
 
 UNREADABLE = ('is not a checkpoint that torch reads safely, or is cut short '
               'or damaged')
@@ -179,7 +179,8 @@ def load_checkpoint(name: str | Path) -> dict:
             raise UserError(f'cannot load {name}: {text[:300]}') from e
         content = _checked(content, name)
     for key in ('model_ema', 'model', 'state_dict', None):
-        if is_official(content.get(key) if key else content):
+        weights = content.get(key) if key else content
+        if official_prefix(weights) is not None:
             raise UserError(f'{name} holds official weights with the keys of '
                             f'their authors: give it as vanillanet://{file}')
     leave_out_configs(content)

@@ -8,13 +8,14 @@ import sys
 import hostile
 import pytest
 import torch
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import load_checkpoint as load_by_mmengine
 from mmpretrain.registry import MODELS
-from tiny import ROOT, build, read, refused, tiny_cfg, train
+from tiny import ROOT, build, call_tool, read, refused, tiny_cfg, train
 from torch import nn
 
 from mmvanilla.checkpoints import (
     convert,
+    load_checkpoint,
     load_weights,
     read_checkpoint,
     safe_reading,
@@ -84,7 +85,7 @@ READERS = dict(
     load_weights=lambda path: load_weights(nn.Linear(1, 1), path),
     convert=lambda path: convert(path, f'{path}.out.pth'),
     official=lambda path: load_weights(nn.Linear(1, 1), f'vanillanet://{path}'),
-    mmengine=lambda path: load_checkpoint(nn.Linear(1, 1), path),
+    mmengine=lambda path: load_by_mmengine(nn.Linear(1, 1), path),
     init_cfg=from_init_cfg,
     torch=lambda path: torch.load(path, weights_only=False),
     legacy_url=lambda path: torch.hub.load_state_dict_from_url(
@@ -132,22 +133,16 @@ def test_texts_in_a_checkpoint_do_not_run(tmp_path, monkeypatch, capfd,
     content['meta'].update(config=code, cfg=code)
     content['message_hub']['runtime_info']['cfg'] = code
     torch.save(content, tmp_path / 'a.pth')
-    loaded = load_checkpoint_content(tmp_path / 'a.pth')
+    loaded = load_checkpoint(tmp_path / 'a.pth')
     assert not {'cfg', 'config'} & set(loaded['meta'])
     assert 'cfg' not in loaded['message_hub']['runtime_info']
-    from tiny import call_tool
     call_tool(monkeypatch, capfd, 'train.py', config, '--resume',
               tmp_path / 'a.pth', cwd=tmp_path)
     assert not (tmp_path / 'canary').exists()
     # mmengine alone does run it.
-    runner: Runner = build(tiny_cfg(tmp_path / 'other', epochs=1))
+    runner = build(tiny_cfg(tmp_path / 'other', epochs=1))
     try:
         runner.resume(str(tmp_path / 'a.pth'))
     except Exception:  # it is no config
         pass
     assert (tmp_path / 'canary').exists()
-
-
-def load_checkpoint_content(path) -> dict:
-    from mmvanilla.checkpoints import load_checkpoint
-    return load_checkpoint(path)

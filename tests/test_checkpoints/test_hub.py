@@ -10,12 +10,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import mmpretrain
 import numpy as np
 import pytest
 import torch
 from golden import (
-    DATA,
     WIDTHS,
     build_classifier,
     load,
@@ -44,7 +42,6 @@ from mmvanilla.checkpoints import PUBLISHED, from_authors, hub
 from mmvanilla.models import VanillaNet
 from mmvanilla.utils.errors import UserError
 
-ROOT = DATA.parents[1]
 NAMES = {f'vanillanet-{name}_8xb128_in1k' for name in VanillaNet.arch_settings}
 
 
@@ -75,21 +72,6 @@ def test_scheme_reads_a_local_file(tmp_path, deploy):
         torch.save(saved, path)
         assert same(
             fetch(f'vanillanet://{path}')['state_dict'], from_authors(theirs))
-
-
-def test_scheme_initializes_a_backbone(tmp_path):
-    golden = load('act4_deep')
-    torch.save(dict(model=golden['state_dict']), tmp_path / 'a.pth')
-    backbone = MODELS.build(
-        dict(
-            model_cfg(golden)['backbone'],
-            init_cfg=dict(
-                type='Pretrained',
-                checkpoint=f'vanillanet://{tmp_path / "a.pth"}',
-                prefix='backbone.')))
-    backbone.init_weights()
-    wanted = build_classifier(golden).backbone.state_dict()
-    assert same(backbone.state_dict(), wanted)
 
 
 @pytest.mark.parametrize('name', ['vanillanet_4', '6', '', 'some/file.pth'])
@@ -250,7 +232,7 @@ def test_metafile(name):
         cfg.model.pop('data_preprocessor', None)
         cfg.model.backbone.deploy = cfg.model.head.deploy = deploy
         with torch.device('meta'):
-            model = mmpretrain.registry.MODELS.build(cfg.model).eval()
+            model = MODELS.build(cfg.model).eval()
             with FlopCounterMode(display=False) as counter:
                 model(torch.empty(1, 3, 224, 224))
         assert found['Parameters' + form] == sum(

@@ -111,17 +111,16 @@ def reset_to_identity(norm: nn.Module) -> None:
 @contextmanager
 def keep_running_stats(stage: nn.Module):
     """Recompute a stage without a second update of running statistics."""
-    norms = [m for m in stage.modules() if isinstance(m, BATCH_NORMS)]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone())
-            for norm in norms]
-    for norm in norms:
+    kept = [(m, m.momentum, m.num_batches_tracked.clone())
+            for m in stage.modules() if isinstance(m, BATCH_NORMS)]
+    for norm, *_ in kept:
         # Not track_running_stats = False: torch checks that the forward pass
         # and its recomputation save the same tensors, statistics included.
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept):
+        for norm, momentum, count in kept:
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)
 
@@ -156,8 +155,7 @@ def merge_pair(state_dict: dict, prefix: str, conv: nn.Module, kind: type,
                switch: str, **conv_cfg) -> None:
     """:func:`merge_entries` of a ``DeepTrainingConv2d``, which is ``kind``."""
     is_pair = prefix + 'conv1.weight' in state_dict
-    name = 'conv1.weight' if is_pair else 'conv.weight'
-    first = state_dict.get(prefix + name)
+    first = state_dict.get(prefix + ('conv.weight', 'conv1.weight')[is_pair])
     # A layer in fine-tune form loads its own entries as they are.
     if (first is None or first.dim() != 4
             or not is_pair and switch == 'switch_to_finetune'):

@@ -68,11 +68,7 @@ def switch_to_deploy(model: nn.Module) -> int:
         RuntimeError: If a lambda is not 1 or the parameters are sharded
             (FSDP); names the layer.
     """
-    layers = find_layers(model)
-    _check(layers)
-    for layer in layers.values():
-        layer.switch_to_deploy()
-    return len(layers)
+    return _switch(find_layers(model), 'switch_to_deploy')
 
 
 def switch_to_finetune(model: nn.Module) -> int:
@@ -94,10 +90,7 @@ def switch_to_finetune(model: nn.Module) -> int:
     layers = {
         name: x for name, x in find_layers(model).items()
         if isinstance(x, DeepTrainingConv2d) and x.deep_training}
-    _check(layers)
-    for layer in layers.values():
-        layer.switch_to_finetune()
-    return len(layers)
+    return _switch(layers, 'switch_to_finetune')
 
 
 def merge_earlier_forms(model: nn.Module, state_dict: dict, prefix: str, *_,
@@ -115,7 +108,7 @@ def merge_earlier_forms(model: nn.Module, state_dict: dict, prefix: str, *_,
                        DeepTrainingConv2d, 'switch_to_deploy', **conv_cfg)
 
 
-def _check(layers: dict[str, nn.Module]) -> None:
+def _switch(layers: dict[str, nn.Module], method: str) -> int:
     for name, layer in layers.items():
         reason = None
         if any(hasattr(p, 'full_tensor') for p in layer.parameters()):
@@ -126,3 +119,6 @@ def _check(layers: dict[str, nn.Module]) -> None:
                       'end of the decay first')
         if reason:
             raise RuntimeError(f'cannot merge "{name}": {reason}')
+    for layer in layers.values():
+        getattr(layer, method)()
+    return len(layers)

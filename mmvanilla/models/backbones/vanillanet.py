@@ -17,8 +17,8 @@ from ...layers.forms import (
 )
 from ...layers.series_activation import SeriesActivation
 
-INIT_CFG = (dict(type='TruncNormal', layer='Conv2d', std=0.02),
-            dict(type='Constant', layer='_BatchNorm', val=1))
+INIT_CFG = [dict(type='TruncNormal', layer='Conv2d', std=0.02),
+            dict(type='Constant', layer='_BatchNorm', val=1)]
 
 
 def _arch(dims: Sequence[int], strides: Sequence[int], width: float = 1,
@@ -130,8 +130,6 @@ class VanillaNet(BaseBackbone):
                  deep_training: bool = True,
                  deploy: bool = False,
                  init_cfg: dict | Sequence[dict] | None = INIT_CFG):
-        if isinstance(init_cfg, tuple):
-            init_cfg = list(init_cfg)
         super().__init__(init_cfg=init_cfg)
         dims, strides, ada_pool = self._parse_arch(arch)
         self.num_stages = len(strides)

@@ -62,8 +62,6 @@ class VanillaNetHead(ClsHead):
         if num_classes <= 0:
             raise ValueError(
                 f'num_classes must be positive, but got {num_classes}')
-        if isinstance(init_cfg, tuple):
-            init_cfg = list(init_cfg)
         super().__init__(
             loss=loss, topk=topk, cal_acc=cal_acc, init_cfg=init_cfg)
         self.num_classes = num_classes

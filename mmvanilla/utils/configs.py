@@ -232,8 +232,8 @@ def class_names(cfg: Config, meta: dict) -> list[str]:
             continue
         kind = dataset.get('type')
         if isinstance(kind, str):  # not the class itself, as in new configs
-            with scope_of(cfg):
-                kind = DATASETS.get(kind)
+            with DATASETS.switch_scope_and_registry(scope_name(cfg)) as found:
+                kind = found.get(kind)
         names = (dataset.get('metainfo') or {}).get('classes') or (
             getattr(kind, 'METAINFO', {}).get('classes'))
     return [str(name) for name in names or ()]

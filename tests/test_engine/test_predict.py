@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmpretrain.datasets import ImageNet
 from mmpretrain.structures import DataSample
 from photos import CLASSES, write_photos
 from PIL import Image
@@ -118,6 +119,17 @@ def test_scores_are_those_of_the_network(
         assert list(scores) == sorted(scores, key=scores.get, reverse=True)
         assert [scores[x] for x in CLASSES] == pytest.approx(
             expected, abs=2e-4)
+
+
+def test_a_checkpoint_without_names_of_classes(folder, tmp_path):
+    """They are those of the config's data set, here of ImageNet."""
+    config = str(folder / 'color.py')
+    torch.save(build_model(Config.fromfile(config)).state_dict(),
+               tmp_path / 'x.pth')
+    found = rows(predict(str(folder / 'photos/dots'), config,
+                         str(tmp_path / 'x.pth'), top=1))
+    assert {name for _, name, _ in found} < set(
+        ImageNet.METAINFO['classes'])
 
 
 def test_a_published_name(folder, tmp_path, monkeypatch):

@@ -23,11 +23,7 @@ OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'
 
 
 class ConsoleHook(Hook):
-    """Show a header, progress and a summary of a run.
-
-    With a runner of :meth:`quiet` the screen shows only warnings before the
-    header. :meth:`close` must be called after the run, also if it fails.
-    """
+    """Show a header, progress and a summary; close it after the run."""
 
     # Last, so that the summary comes after the log lines of other hooks.
     priority = 'LOWEST'
@@ -36,7 +32,7 @@ class ConsoleHook(Hook):
         self.screens, self.bar, self.metric = {}, None, ''
 
     def quiet(self, runner_class: type) -> type:
-        """A subclass that logs environment, config and hooks to the file."""
+        """A subclass whose screen shows only warnings before the header."""
 
         def build_logger(*args, **kwargs) -> logging.Logger:
             logger = runner_class.build_logger(*args, **kwargs)
@@ -60,12 +56,11 @@ class ConsoleHook(Hook):
 
     def before_train(self, runner) -> None:
         """Log the header and start the progress bar, on a terminal."""
+        from rich.console import Console
+        from rich.progress import Progress
         self.close()
         runner.logger.info(_align(_header(runner)))
         if is_main_process() and sys.stdout.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
             # Without a thread, which data loaders would fork.
             self.bar = Progress(
                 console=Console(soft_wrap=True), transient=True,
@@ -86,8 +81,8 @@ class ConsoleHook(Hook):
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Keep the first metric, for the progress bar."""
-        for name, value in list((metrics or {}).items())[:1]:
-            self.metric = f'  {name} {value:.4g}'
+        if metrics:
+            self.metric = '  {} {:.4g}'.format(*next(iter(metrics.items())))
 
     def after_train(self, runner) -> None:
         """Draw the curves and log the summary."""
@@ -125,8 +120,8 @@ def _header(runner) -> dict[str, str]:
     counts = [f'{len(data)} for training'] * hasattr(data, '__len__')
     if runner.val_loop is not None:
         counts.append(f'{len(runner.val_dataloader.dataset)} for validation')
-    if getattr(data, 'data_root', ''):
-        counts.append(f'from {data.data_root}')
+    root = getattr(data, 'data_root', '')
+    counts += [f'from {root}'] * bool(root)
     classes = (getattr(data, 'metainfo', None) or {}).get('classes') or ()
     name, done, total = _length(runner)
     many = f', {runner.world_size} processes' * (runner.world_size > 1)
@@ -152,9 +147,9 @@ def _summary(runner) -> dict[str, str]:
         rows['curves'] = plot_curves(runner.work_dir)
     except (UserError, OSError) as e:
         runner.logger.warning(f'no curves were drawn: {e}')
-    config = Path(runner.work_dir, Path(runner.cfg.filename or '').name)
     model = [Path(merged).with_suffix('.py')] if merged else [
-        config, next(iter(best.values()), last)]
+        Path(runner.work_dir, Path(runner.cfg.filename or '').name),
+        next(iter(best.values()), last)]
     if all(model) and model[0].is_file():
         rows['next'] = shlex.join(['mmvanilla-predict', 'IMAGE', *map(
             str, model), '--out', 'predictions'])
@@ -186,10 +181,7 @@ def plot_curves(work_dir: str | Path) -> Path:
 
 
 def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
-    """The scalars of a run, averaged over each epoch, or by iteration.
-
-    Points of a resumed run replace those of the interrupted one.
-    """
+    """The scalars of a run, averaged over each epoch, or by iteration."""
     curves, unit = defaultdict(dict), 'epoch'
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         # The last line of a run that was killed may be incomplete.
@@ -198,7 +190,7 @@ def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
         if not any('lr' in line for line in lines):
             continue  # of a test
         unit = 'epoch' if any('epoch' in line for line in lines) else 'iter'
-        values = defaultdict(list)
+        values = defaultdict(list)  # a resumed run replaces earlier ones
         for line in lines:
             # Metrics have their epoch, or iteration, as `step` only.
             at = line.get(unit, line.get('step'))

@@ -158,13 +158,16 @@ def _scale_lr(cfg: Config, enable: bool) -> list[str]:
                         f'got {rule!r}')
     enable = enable or scale.get('enable')
     batch = cfg.train_dataloader.get('batch_size')
+    for key, value in {
+            'auto_scale_lr.base_batch_size': base,
+            'train_dataloader.batch_size': batch,
+            'optim_wrapper.optimizer.lr': (wrapper.get('optimizer') or {}).get(
+                'lr')}.items():
+        if enable and not value:
+            raise UserError(f'{cfg.filename} has no {key}, which '
+                            '--auto-scale-lr needs')
     if not base or not batch:
-        if not enable:
-            return []
-        key = 'train_dataloader.batch_size' if base else (
-            'auto_scale_lr.base_batch_size')
-        raise UserError(f'{cfg.filename} has no {key}, which --auto-scale-lr '
-                        'needs')
+        return []
     processes = os.environ.get(WORLD_SIZE.get(cfg.launcher, ''), 1)
     total = batch * int(processes) * (wrapper.get('accumulative_counts') or 1)
     if not enable:
@@ -187,7 +190,7 @@ def _check_out(out: str | None, item: str | None, inputs: tuple) -> None:
         raise UserError('--out must end in .pkl, or in .json or .yaml with '
                         f'--out-item metrics, but got {out}')
     if out:
-        os.makedirs(osp.dirname(out) or '.', exist_ok=True)
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         check_output(out, inputs, force=True)
 
 
@@ -225,11 +228,20 @@ def _add_tta(cfg: Config) -> None:
     if not dataset.get('pipeline'):
         raise UserError(f'{cfg.filename} has no pipeline in its '
                         'test_dataloader, which --tta needs')
-    if scope_name(cfg) != 'mmpretrain':
+    scope = scope_name(cfg)
+    if scope == 'mmseg':
         check_parts(cfg, '--tta', 'tta_model', 'tta_pipeline')
-    cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
+    # The defaults of the toolboxes' own tools.
+    cfg.setdefault('tta_model', dict(
+        type='DetTTAModel', tta_cfg=dict(
+            nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        if scope == 'mmdet' else dict(type='mmpretrain.AverageClsScoreTTA'))
     if 'tta_pipeline' not in cfg:
         *load, last = copy.deepcopy(dataset.pipeline)
+        if scope == 'mmdet':
+            last = dict(type='PackDetInputs', meta_keys=(
+                'img_id', 'img_path', 'ori_shape', 'img_shape',
+                'scale_factor', 'flip', 'flip_direction'))
         flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
         cfg.tta_pipeline = [
             *load, dict(type='TestTimeAug', transforms=[flips, [last]])]

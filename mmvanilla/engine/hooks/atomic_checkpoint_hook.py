@@ -19,8 +19,7 @@ class AtomicCheckpointHook(CheckpointHook):
     run's folder, and no folders, which DeepSpeed saves.
 
     Args:
-        *args: Arguments of ``CheckpointHook``.
-        **kwargs: Arguments of ``CheckpointHook``.
+        *args, **kwargs: Arguments of ``CheckpointHook``.
 
     Raises:
         UserError: If a file cannot be written, for example on a full disk.
@@ -69,8 +68,8 @@ class _AtomicBackend(LocalBackend):
         self.replaced: list[str] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         try:
+            Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             with write_beside(filepath) as (temporary, ):
                 temporary.write_bytes(obj)
         except OSError as e:

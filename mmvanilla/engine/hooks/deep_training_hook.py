@@ -30,17 +30,15 @@ class DeepTrainingHook(Hook):
     are not trained keep theirs: all parameters are frozen, or the pair is in
     eval mode in training, as in a teacher beside a student.
 
-    In a loop of iterations an epoch is one pass over the data set by all
-    ranks together.
+    In a loop of iterations an epoch is one pass of all ranks over the data.
 
     Args:
         decay_epochs (int, optional): The length E of the decay, in epochs.
             Defaults to None.
         decay_iters (int, optional): The length in iterations instead, as
-            ``max_iters`` and iteration-based schedulers count them: with
-            gradient accumulation, each micro-batch is one. Lambda then
-            changes with each iteration. Exactly one of the two must be given,
-            above 0. Defaults to None.
+            ``max_iters`` counts them: with gradient accumulation, each
+            micro-batch is one. Lambda then changes with each iteration.
+            Either this or ``decay_epochs`` must be given. Defaults to None.
         schedule (str): 'linear' or 'cosine'. Defaults to 'linear'.
         per_iter (bool): Whether lambda changes with each iteration instead
             of each epoch. Defaults to False.
@@ -61,10 +59,9 @@ class DeepTrainingHook(Hook):
                  per_iter: bool = False) -> None:
         lengths = [n for n in (decay_epochs, decay_iters) if n is not None]
         if len(lengths) != 1 or not lengths[0] > 0:
-            raise UserError(
-                'DeepTrainingHook takes exactly one of decay_epochs and '
-                f'decay_iters, above 0, but got {decay_epochs} and '
-                f'{decay_iters}')
+            raise UserError('DeepTrainingHook needs either decay_epochs or '
+                            f'decay_iters, above 0, but got {decay_epochs} '
+                            f'and {decay_iters}')
         if schedule not in ('linear', 'cosine'):
             raise UserError("DeepTrainingHook's schedule must be 'linear' or "
                             f"'cosine', but got {schedule!r}")

@@ -18,9 +18,6 @@ class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
     ``decay_rate ** (L + 1 - id)``. Biases and one-dimensional parameters have
     no weight decay.
 
-    (For classification, where each stage is a layer of its own, use
-    mmpretrain's ``LearningRateDecayOptimWrapperConstructor``.)
-
     Args:
         optim_wrapper_cfg (dict): Config of the optimizer wrapper; its
             optimizer needs an ``lr``.
@@ -96,11 +93,8 @@ class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 scale = self.paramwise_cfg['decay_rate']**(
                     num_layers + 1 - layer_id)
                 group = dict(
-                    params=[],
-                    param_names=[],
-                    layer_id=layer_id,
-                    lr_scale=scale,
-                    lr=self.base_lr * scale)
+                    params=[], param_names=[], layer_id=layer_id,
+                    lr_scale=scale, lr=self.base_lr * scale)
                 if self.base_wd is not None:
                     group['weight_decay'] = self.base_wd if decays else 0.0
                 groups[layer_id, decays] = group

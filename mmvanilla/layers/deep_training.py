@@ -173,9 +173,8 @@ class DeepTrainingConv2d(nn.Module):
             self._become(merged())
             return
 
-        for name, value in vars(merged(device='meta')).items():
-            if name in CONV_ARGUMENTS:
-                setattr(self, name, value)
+        plain = merged(device='meta')
+        vars(self).update({x: getattr(plain, x) for x in CONV_ARGUMENTS})
         self.conv_cfg = dict(
             norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=post_norm)
         self.deep_training = deep_training
@@ -209,13 +208,12 @@ class DeepTrainingConv2d(nn.Module):
         return self.act.lam if self.deep_training else 1.0
 
     def switch_to_finetune(self) -> None:
-        """Merge conv1, norm1 and conv2, in place; a second call does nothing.
+        """Merge conv1, norm1 and conv2, in place.
 
         Without ``post_norm`` this is :meth:`switch_to_deploy`.
 
         Raises:
-            RuntimeError: If lambda is not 1: the activation between the
-                convolutions is then not linear, and they cannot be merged.
+            RuntimeError: If lambda is not 1.
         """
         self._merge_pair()
         if self.norm is None:
@@ -236,10 +234,8 @@ class DeepTrainingConv2d(nn.Module):
         if not self.deep_training:
             return
         if self.lam != 1:
-            raise RuntimeError(
-                f'DeepTrainingConv2d({self.in_channels}, {self.out_channels}, '
-                f'kernel_size={self.kernel_size}) cannot be merged: its '
-                f'lambda is {self.lam!r}, and only at 1 is it linear')
+            raise RuntimeError('cannot merge a DeepTrainingConv2d whose '
+                               f'lambda is {self.lam!r}, not 1')
         merged = merge_convs(
             *fold_batch_norm(self.conv1.weight, self.conv1.bias, self.norm1),
             self.conv2.weight, self.conv2.bias, self.groups)
@@ -259,10 +255,7 @@ class DeepTrainingConv2d(nn.Module):
         return conv.train(self.training)
 
     def _become(self, conv: nn.Conv2d) -> None:
-        """Turn this object into ``conv``, as torch's lazy modules do.
-
-        Every reference to it in the network stays valid, and hooks are kept.
-        """
+        """Turn this object, to which others refer, into ``conv``."""
         hooks = {k: v for k, v in vars(self).items() if 'hook' in k}
         object.__setattr__(self, '__dict__', {**vars(conv), **hooks})
         object.__setattr__(self, '__class__', nn.Conv2d)
@@ -288,10 +281,9 @@ def start_as(layer: nn.Module, conv: nn.Conv2d) -> None:
     Where ``mid_channels`` is not ``out_channels``, they stay random.
     """
     if not isinstance(layer, DeepTrainingConv2d):
-        entries = conv.state_dict()
-        if layer.bias is not None:
-            entries.setdefault('bias', torch.zeros_like(layer.bias))
-        layer.load_state_dict(entries)
+        bias = {} if layer.bias is None else dict(
+            bias=torch.zeros_like(layer.bias))
+        layer.load_state_dict({**bias, **conv.state_dict()})
     elif layer.deep_training:
         start_pair(layer, conv.state_dict())
     else:

@@ -127,10 +127,9 @@ def keep_running_stats(stage: nn.Module):
 
 def merge_entries(state_dict: dict, prefix: str, earlier: nn.Module,
                   switch: str = 'switch_to_deploy') -> None:
-    """Replace a layer's entries of an earlier form by those after its switch.
+    """Replace the entries of ``earlier``, a layer, by those after its switch.
 
-    ``earlier`` is the layer in that form, on any device. Where it does not
-    load its entries they stay, for torch to report them.
+    If it does not load them they stay, for torch to report them.
     """
     entries = {
         key: state_dict[prefix + key]
@@ -180,10 +179,9 @@ def refuse_later_form(state_dict: dict, prefix: str, entry: str,
 
 
 def start_pair(pair: nn.Module, state_dict: dict, prefix: str = '') -> None:
-    """Start as the plain convolution whose entries there are, if it fits.
+    """Start as the plain convolution of a state dict, if it fits.
 
-    ``pair`` is a ``DeepTrainingConv2d`` in train form, and its entries replace
-    those of the convolution.
+    The entries of ``pair``, a layer in train form, replace its own.
     """
     weight = state_dict.get(prefix + 'weight')
     if (weight is None or weight.shape != pair.conv1.weight.shape

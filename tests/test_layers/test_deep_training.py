@@ -114,7 +114,7 @@ def test_merge_refuses_lambda_below_1():
     conv.act.lam = 0.75
     keys = set(conv.state_dict())
     for switch in (conv.switch_to_finetune, conv.switch_to_deploy):
-        with pytest.raises(RuntimeError, match=r'4, 8.*lambda is 0\.75'):
+        with pytest.raises(RuntimeError, match=r'lambda is 0\.75'):
             switch()
     assert set(conv.state_dict()) == keys
 

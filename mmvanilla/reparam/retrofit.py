@@ -1,34 +1,41 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Deep training and series activations for any network."""
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
 
-from mmcv.cnn.bricks.wrappers import Conv2d as MMCVConv2d
+import torch
+from mmcv.cnn import Conv2d as MMCVConv2d
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as LAYERS
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from ..layers.deep_training import start_as
-from .calls import Call, DoesNotRun, record_calls
-from .place_series import Edits, place_series, places_of
-from .selection import Selector, choose, is_activation, is_conv
+from ..layers import DeepTrainingConv2d, SeriesActivation
+from ..layers.deep_training import CONV_ARGUMENTS, start_as
+from ..layers.forms import merge_earlier_forms
 
-# Classes that compute what nn.Conv2d computes. Other subclasses may compute
-# their weight or padding at each call.
+OURS = (DeepTrainingConv2d, SeriesActivation)
+Selector = str | type | Callable[[str, nn.Module], bool] | Sequence | None
+KINDS = dict(
+    convs=['Conv2d', 'ConvTranspose2d'],
+    # Without gates, such as Sigmoid, whose outputs scale other feature maps.
+    acts=('ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU SiLU Swish Mish '
+          'Hardswish HardSwish HSwish Softplus Tanh').split())
+# Other subclasses may compute their weight or padding at each call.
 PLAIN_CONVS = (nn.Conv2d, MMCVConv2d)
 
 
 @dataclass
 class Replaced:
-    """Result of :func:`add_deep_training`, by the modules' dotted names.
+    """Result of :func:`add_deep_training`, by the layers' dotted names.
 
     Attributes:
         convs (list[str]): Convolutions that have deep training now.
-        acts (list[str]): Names of the new series activations.
-        skipped (dict[str, str]): Modules that were chosen but not replaced,
-            and why.
+        acts (list[str]): Activations that are series activations now.
+        skipped (dict[str, str]): Chosen, but not replaced: the reasons.
     """
 
     convs: list[str] = field(default_factory=list)
@@ -36,12 +43,10 @@ class Replaced:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [
-            f'deep training: {len(self.convs)} convolutions, '
-            f'{len(self.acts)} activations, {len(self.skipped)} skipped'
-        ]
-        lines += [f'  {name}: {why}' for name, why in self.skipped.items()]
-        return '\n'.join(lines)
+        why = ''.join(f'\n  {k}: {v}' for k, v in self.skipped.items())
+        return (f'deep training: {len(self.convs)} convolutions, '
+                f'{len(self.acts)} activations, {len(self.skipped)} skipped'
+                f'{why}')
 
 
 def add_deep_training(
@@ -53,99 +58,74 @@ def add_deep_training(
         input_shape: Sequence[int] | None = None,
         deep_training: bool = True,
         deploy: bool = False) -> Replaced:
-    """Replace a network's convolutions and activations, in place.
+    """Give a network deep training and series activations, in place.
 
-    Convolutions get deep training and activations become series activations
-    (VanillaNet, arXiv 2305.12972, sections 3.1 and 3.2). The network keeps
-    its class, the names of its modules and, in eval mode at lambda 1, its
-    outputs: each pair of convolutions starts as the one that it replaces and
-    an identity, each series with weight 1 in the middle of its window and 0
-    elsewhere. So pretrained weights can be loaded before, and those of plain
-    convolutions also afterwards. To start from random weights instead,
-    initialize the network afterwards (mmengine's runner does so if the
-    network has an ``init_cfg``).
-
-    A module that is chosen but cannot be replaced stays as it is; the log and
-    the result give its name and the reason. If a block calls its activation
-    ``relu`` at several places, each of them gets a series activation of its
-    own, ``relu_1``, ``relu_2`` and so on.
-
-    ``convs`` and ``acts`` choose modules by
-
-    - a string: a glob pattern for the dotted name of a convolution or an
-      activation, as 'features.*', or the name of a class, as 'ReLU6';
-    - a class: its instances;
-    - a predicate of name and module;
-    - a list of these, of which one must match;
-    - None: nothing.
+    Each new layer starts as the one that it replaces: pretrained weights can
+    be loaded before, and those of plain convolutions afterwards. For random
+    weights, initialize the network afterwards. A layer that cannot be
+    replaced stays as it is, and the log and the result say why. One reason is
+    that a forward pass calls it several times, as a ResNet block its ReLU.
 
     Args:
         model (nn.Module): Any network.
-        convs (Selector): Which convolutions. Defaults to '*', all of them.
-        acts (Selector): Which activations. Defaults to '*', all except gates
-            such as Sigmoid.
-        conv_cfg (dict): Config of the convolutions; without ``norm_cfg`` they
-            have batch norms. Defaults to ``dict(type='DeepTrainingConv2d')``.
-        act_cfg (dict): Config of the series activations; their A is the
-            replaced activation. Defaults to ``dict(type='SeriesActivation')``.
+        convs (Selector): Which convolutions: a glob pattern for dotted names,
+            as 'layer*', the name of a class, a class, a predicate of name and
+            module, a list of these, or None for none. Defaults to '*'.
+        acts (Selector): Which activations, likewise. Defaults to '*', all
+            except gates such as Sigmoid.
+        conv_cfg (dict): Config of the convolutions.
+        act_cfg (dict): Config of the series activations, whose A is the
+            replaced activation.
         input_shape (Sequence[int], optional): Channels, height and width of
-            an image. An image of zeros is run through the network before the
-            replacement, to find where activations are called and with how
-            many channels, and again after it. Defaults to None, which means
-            the channels of the first convolution and 224 x 224.
-        deep_training (bool): Whether to build the train form; False builds
-            the fine-tune form. Defaults to True.
-        deploy (bool): Whether to build the deploy form. Defaults to False.
+            an image of zeros that is run through the network, to see how its
+            layers are called, and again with the new layers. Defaults to
+            None: the channels of the first convolution and 224 x 224.
+        deep_training (bool): As in :class:`DeepTrainingConv2d`.
+        deploy (bool): Likewise.
 
     Returns:
-        Replaced: The names of replaced and of skipped modules.
+        Replaced: The names of replaced and of skipped layers.
 
     Raises:
-        ValueError: If a pattern, class or predicate chooses nothing, or the
-            network does not run on ``input_shape``, before or after the
-            change. The network is then as it was.
-
-    Example:
-        >>> model = torchvision.models.alexnet(weights='DEFAULT')
-        >>> done = add_deep_training(model, acts='features.*')
-        >>> len(done.convs), len(done.acts)
-        (5, 5)
+        ValueError: If a selector chooses nothing or the network does not run
+            on ``input_shape``. The network is then as it was.
     """
-    replaced = Replaced()
-    chosen_convs = choose(model, convs, 'convs', is_conv)
-    chosen_acts = choose(model, acts, 'acts', is_activation)
-    owners = _owners(model)
-    calls = _calls(model, input_shape, needed=bool(chosen_acts))
-    edits = Edits()
+    chosen_convs = _choose(model, convs, 'convs')
+    chosen_acts = _choose(model, acts, 'acts')
+    calls = _dry_run(model, input_shape)
+    uses = Counter(x for named in (model.named_modules, model.named_parameters)
+                   for _, x in named(remove_duplicate=False))
+    like = next(model.parameters(), torch.empty(0))
+    done, old, new = Replaced(), {**chosen_acts, **chosen_convs}, {}
+    for name, layer in old.items():
+        is_conv = name in chosen_convs
+        reason = _why_not(layer, is_conv, calls[layer], uses)
+        if reason:
+            done.skipped[name] = reason
+            continue
+        if is_conv:
+            new[name] = _build_conv(layer, dict(
+                conv_cfg, deep_training=deep_training, deploy=deploy))
+        else:
+            new[name] = LAYERS.build(dict(
+                act_cfg, num_channels=calls[layer][0][0][1], deploy=deploy))
+            new[name].to(like.device, like.dtype).start_as(layer)
+        new[name].train(layer.training)
+        (done.convs if is_conv else done.acts).append(name)
+
+    for name, layer in new.items():
+        model.set_submodule(name, layer)
     try:
-        replaced.acts = place_series(model, chosen_acts, calls, input_shape,
-                                     dict(act_cfg, deploy=deploy), edits,
-                                     replaced.skipped)
-        for name, conv in chosen_convs.items():
-            reason = _why_not_conv(name, conv, owners)
-            if reason:
-                replaced.skipped[name] = reason
-                continue
-            pair = _build_conv(
-                conv,
-                dict(conv_cfg, deep_training=deep_training, deploy=deploy))
-            for parent, attribute in places_of(model, conv):
-                edits.set(parent, attribute, pair)
-            replaced.convs.append(name)
-        if calls and edits.undos:
-            record_calls(model, input_shape)
-    except DoesNotRun as e:
-        edits.undo()
-        raise ValueError(
-            f'{type(model).__name__} does not run on one image of input_shape='
-            f'{input_shape} with its layers replaced, and is as it was: {e}; '
-            'choose without the layers that it uses by convs= and acts='
-        ) from e
-    except BaseException:
-        edits.undo()
-        raise
-    print_log(str(replaced), logger='current')
-    return replaced
+        _dry_run(model, input_shape)
+    except ValueError as e:
+        for name in new:
+            model.set_submodule(name, old[name])
+        raise ValueError(f'with its layers replaced, {e}') from e
+    if any(type(layer) is nn.Conv2d for layer in new.values()):
+        model.register_load_state_dict_pre_hook(
+            partial(merge_earlier_forms, **conv_cfg))
+    print_log(str(done), logger='current')
+    return done
 
 
 @MODELS.register_module(name='WithDeepTraining')
@@ -154,15 +134,12 @@ def build_with_deep_training(model: dict,
                              **kwargs) -> nn.Module:
     """Build a network from a config and give it deep training.
 
-    Registered as ``WithDeepTraining``, it takes the place of the network's
-    config: ``backbone=dict(type='WithDeepTraining', model=dict(type='ResNet',
-    depth=50), convs='layer*')``. The result is of the network's own class.
+    It is registered as ``WithDeepTraining``. The network is found in the
+    default scope, or in mmpretrain without one, and keeps its own class.
 
     Args:
         model (dict): Config of the network.
-        data_preprocessor (dict, optional): Config that mmengine's runner
-            passes to a whole model; passed on to the network. Defaults to
-            None.
+        data_preprocessor (dict, optional): The network's. Defaults to None.
         **kwargs: Other arguments of :func:`add_deep_training`.
 
     Returns:
@@ -173,65 +150,100 @@ def build_with_deep_training(model: dict,
     """
     if data_preprocessor is not None:
         model = dict(model, data_preprocessor=data_preprocessor)
-    network = LAYERS.build(model)
+    network = MODELS.build(model)  # in the default scope, if there is one
     add_deep_training(network, **kwargs)
     return network
 
 
-def _calls(model: nn.Module, input_shape: Sequence[int] | None,
-           needed: bool) -> list[Call]:
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer, by name, that is not ours or a part of ours."""
+    ours = {part for module in model.modules() if isinstance(module, OURS)
+            for part in module.modules()}
+    # A convolution whose weight is parametrized has children.
+    return {name: module for name, module in model.named_modules()
+            if name and module not in ours and (
+                isinstance(module, nn.Conv2d) or not list(module.children()))}
+
+
+def _choose(model: nn.Module, selector: Selector,
+            argument: str) -> dict[str, nn.Module]:
+    def matches(one: Selector, name: str, layer: nn.Module) -> bool:
+        bases = [base.__name__ for base in type(layer).__mro__]
+        is_kind = not set(KINDS[argument]).isdisjoint(bases)
+        if isinstance(one, type):
+            return isinstance(layer, one)
+        if isinstance(one, str):
+            return bases[0] == one or is_kind and fnmatchcase(name, one)
+        return is_kind and bool(one(name, layer))
+
+    if selector is None:
+        return {}
+    each = selector if isinstance(selector, (list, tuple)) else [selector]
+    chosen = {name: layer for name, layer in _layers(model).items()
+              if any(matches(one, name, layer) for one in each)}
+    if not chosen:
+        raise ValueError(f'{argument}={selector!r} chooses nothing in '
+                         f'{type(model).__name__}: give a pattern of names, '
+                         'a class, a predicate, or None')
+    return chosen
+
+
+def _dry_run(model: nn.Module, input_shape: Sequence[int] | None) -> dict:
+    """Run an image; list each layer's calls: (shape, is it a Linear's)."""
+    calls, linear = defaultdict(list), []
+
+    def record(layer, args, output):
+        calls[layer].append((tuple(getattr((*args, 0)[0], 'shape', ())),
+                             any(x is y for x in args[:1] for y in linear)))
+        if isinstance(layer, nn.Linear):
+            linear.append(output)
+
+    if input_shape is None:
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        input_shape = (convs[0].in_channels if convs else 3, 224, 224)
+    like = next(model.parameters(), torch.empty(0))
+    modes = {module: module.training for module in model.modules()}
+    hooks = [x.register_forward_hook(record) for x in _layers(model).values()]
     try:
-        return record_calls(model, input_shape)
-    except DoesNotRun as e:
-        if not needed:
-            return []  # convolutions are replaced without knowing the calls
-        raise ValueError(
-            f'{type(model).__name__} does not run on one image of input_shape='
-            f'{input_shape}, which shows where activations are called: {e}'
-        ) from e
+        model.eval()  # which returns None in mmpretrain
+        with torch.no_grad():
+            model(like.new_zeros(1, *input_shape))
+    except Exception as e:  # whatever the network raises
+        raise ValueError(f'{type(model).__name__} does not run with '
+                         f'input_shape={input_shape}: {e!r}') from e
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return calls
 
 
-def _owners(model: nn.Module) -> dict[nn.Parameter, list[str]]:
-    """The modules that hold each parameter, by name."""
-    owners = defaultdict(list)
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[parameter].append(name)
-    return owners
-
-
-def _why_not_conv(name: str, conv: nn.Module,
-                  owners: dict[nn.Parameter, list[str]]) -> str | None:
-    kind = type(conv).__name__
-    if not is_conv(conv):
-        return f'is a {kind}, not a convolution'
-    if type(conv) not in PLAIN_CONVS:
-        return (f'is a {kind}, which may not compute what a plain Conv2d '
-                'computes')
-    if conv._forward_hooks or conv._forward_pre_hooks:
-        return ('has hooks (as weight normalization and pruning have), which '
-                'would be lost')
-    for parameter in conv.parameters():
-        others = [other for other in owners[parameter] if other != name]
-        if others:
-            return f'shares a parameter with "{others[0]}"'
-    return None
+def _why_not(layer: nn.Module, is_conv: bool, calls: list[tuple],
+             uses: Counter) -> str | None:
+    """Why a layer cannot be replaced; None if it can."""
+    if is_conv and type(layer) not in PLAIN_CONVS:
+        return f'is a {type(layer).__name__}, not a plain Conv2d'
+    if is_conv and 'weight' not in dict(layer.named_parameters()):
+        return 'computes its weight (weight normalization, pruning)'
+    if not calls:
+        return 'is not called in a forward pass'
+    shape, of_linear = calls[0]
+    if len(shape) != 4:
+        return f'its input has {len(shape)} dimensions, not (N, C, H, W)'
+    if of_linear:
+        return 'its input comes from a Linear, with the channels last'
+    if len(calls) > 1:
+        widths = sorted({s[1] for s, _ in calls if len(s) == 4})
+        return (f'is called {len(calls)} times in a forward pass, with '
+                f'{" and ".join(map(str, widths))} channels')
+    if any(uses[thing] > 1 for thing in (layer, *layer.parameters())):
+        return 'is shared, or has shared parameters'
 
 
 def _build_conv(conv: nn.Conv2d, cfg: dict) -> nn.Module:
-    pair = LAYERS.build(dict(
-        cfg,
-        in_channels=conv.in_channels,
-        out_channels=conv.out_channels,
-        kernel_size=conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        padding_mode=conv.padding_mode))
-    pair.to(device=conv.weight.device, dtype=conv.weight.dtype)
-    start_as(pair, conv)
-    pair.requires_grad_(conv.weight.requires_grad)
-    return pair.train(conv.training)
+    layer = LAYERS.build(dict(
+        cfg, bias=conv.bias is not None,
+        **{name: getattr(conv, name) for name in CONV_ARGUMENTS}))
+    start_as(layer.to(conv.weight.device, conv.weight.dtype), conv)
+    return layer.requires_grad_(conv.weight.requires_grad)

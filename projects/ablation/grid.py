@@ -5,78 +5,60 @@ import hashlib
 import inspect
 import json
 import math
-import multiprocessing
 import os
+import re
 import statistics
+import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmengine.utils import ProgressBar, import_modules_from_strings
 
 from mmvanilla import __version__
-from mmvanilla.utils.building import read_config
+from mmvanilla.utils.configs import read_config
 from mmvanilla.utils.errors import UserError
-from mmvanilla.utils.files import check_output, replace_atomically
+from mmvanilla.utils.files import write_beside
 
-METRIC = 'accuracy/top1'
 # The keys of a config that are used for a run.
 USED = set(inspect.signature(Runner).parameters) | {'custom_imports'}
-# Settings that count epochs, besides the length of training.
+# Settings that count epochs.
 IN_EPOCHS = ('decay_epochs', 'T_max', 'begin', 'end')
 
 
 @dataclass
 class Row:
-    """One setting of a grid and the results of its runs.
+    """One setting of a grid, with accuracy (%) and time of each seed's run."""
 
-    Attributes:
-        group (str): The network, where a grid has several; else ''.
-        name (str): The setting.
-        paper (float | None): The paper's accuracy on ImageNet, in percent.
-        accuracies (list[float]): Accuracy of each seed, in percent.
-        seconds (list[float]): Time of each seed for training and testing.
-    """
-
-    group: str
+    group: str  # the network, where a grid has several
     name: str
-    paper: float | None = None
+    paper: float | None = None  # the paper's accuracy on ImageNet, in percent
     accuracies: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
-        """Mean accuracy over the seeds."""
         return statistics.fmean(self.accuracies)
 
     @property
     def std(self) -> float | None:
-        """Standard deviation (of a sample) over the seeds; None for one."""
-        if len(self.accuracies) < 2:
-            return None
-        return statistics.stdev(self.accuracies)
+        """Standard deviation of a sample; None for one seed."""
+        several = len(self.accuracies) > 1
+        return statistics.stdev(self.accuracies) if several else None
+
+    @property
+    def slug(self) -> str:
+        """Group and name as the name of a folder."""
+        return re.sub(r'\W', '-', f'{self.group} {self.name}'.strip().lower())
 
 
 @dataclass
 class Ablation:
-    """A grid and its results.
-
-    Attributes:
-        name (str): The name of the grid's file.
-        title (str): What it compares.
-        epochs (int): Epochs of each run.
-        seeds (int): Number of runs of each row.
-        rows (list[Row]): The settings. The others of a group are compared
-            with its first.
-        versions (dict[str, str]): Versions of mmvanilla and torch.
-    """
+    """A grid and its results."""
 
     name: str
     title: str
@@ -87,84 +69,49 @@ class Ablation:
         mmvanilla=__version__, torch=torch.__version__))
 
     def to_json(self) -> str:
-        """The results as JSON, with mean and deviation of each row."""
         content = asdict(self)
         for entry, row in zip(content['rows'], self.rows):
             entry.update(mean=row.mean, std=row.std)
         return json.dumps(content, indent=2) + '\n'
 
 
-def run_ablation(grid: str | Path,
-                 out: str | Path,
-                 seeds: int = 3,
+def run_ablation(grid: Path, out: str, seeds: int = 3,
                  epochs: int | None = None,
                  workers: int | None = None) -> Ablation:
     """Train the runs that are not finished, each in a process of one thread.
 
-    A finished run writes ``out/runs/GRID/ROW/seed-S.json``. It is kept as
-    long as its config and the versions are the same. So a grid that was
-    interrupted, or has another row or seed now, trains only what is missing.
-
-    Args:
-        grid (str): A config with a ``grid`` of ``title`` and ``rows``. A row
-            has a ``name``, a ``change`` to merge into the config, and may
-            have a ``group`` and the ``paper``'s figure.
-        out (str): The folder for results; created if it does not exist.
-        seeds (int): Runs of each row. Defaults to 3.
-        epochs (int, optional): Epochs of each run. The decay of lambda and the
-            learning rate's schedule are scaled with it. Defaults to None: as
-            the config says.
-        workers (int, optional): Runs at the same time. Defaults to None: one
-            for each core that this process may use.
-
-    Returns:
-        Ablation: The results.
-
-    Raises:
-        UserError: If ``grid`` has no valid grid, a number is not positive,
-            ``out`` cannot be written, or a run fails. Finished runs are kept.
+    A finished run writes ``out/runs/GRID/ROW/seed-S.json``, which is kept as
+    long as its config and the versions are the same.
     """
-    grid, out = Path(grid), Path(out)
+    if min(seeds, epochs or 1, workers or 1) < 1:
+        raise UserError('--seeds, --epochs and --workers must be positive')
     cfg = read_config(str(grid))
-    for name, number in dict(seeds=seeds, epochs=epochs,
-                             workers=workers).items():
-        if number is not None and number < 1:
-            raise UserError(f'--{name} must be positive, but got {number}')
-    content, epochs = _check_grid(cfg), epochs or cfg.train_cfg.max_epochs
-    rows = [
-        Row(row.get('group', ''), row['name'], row.get('paper'))
-        for row in content['rows']
-    ]
-    folder = out / 'runs' / grid.stem
-    _make(folder)
-
-    results, waiting = {}, {}
-    for number, row in enumerate(content['rows']):
+    rows = _rows(cfg)
+    epochs = epochs or cfg.train_cfg.max_epochs
+    results, jobs = {}, {}
+    for row, entry in zip(rows, cfg.grid['rows']):
         for seed in range(seeds):
-            run = run_config(cfg, row['change'], epochs, seed)
-            path = folder / _slug(rows[number]) / f'seed-{seed}.json'
+            run = run_config(cfg, entry['change'], epochs, seed)
+            path = Path(out, 'runs', grid.stem, row.slug, f'seed-{seed}.json')
             run.work_dir = str(path.with_suffix(''))
             digest = _digest(run)
-            results[number, seed] = _finished(path, digest)
-            if results[number, seed] is None:
-                waiting[number, seed] = run, path, digest
-    _train_all(waiting, results, rows, workers or _cores())
-
-    for (number, _), result in sorted(results.items()):
-        rows[number].accuracies.append(result['accuracy'])
-        rows[number].seconds.append(result['seconds'])
-    return Ablation(grid.stem, content['title'], epochs, seeds, rows)
+            results[path] = _finished(path, digest)
+            if results[path] is None:
+                jobs[path] = run, digest
+    if len(jobs) < len(results):
+        print(f'{len(results) - len(jobs)} of {len(results)} runs are '
+              'finished already')
+    if jobs:
+        results.update(_train_all(jobs, workers or os.cpu_count() or 1))
+    for path, result in results.items():
+        row = next(row for row in rows if row.slug == path.parent.name)
+        row.accuracies.append(result['accuracy'])
+        row.seconds.append(result['seconds'])
+    return Ablation(grid.stem, cfg.grid['title'], epochs, seeds, rows)
 
 
 def run_config(cfg: Config, change: dict, epochs: int, seed: int) -> Config:
-    """The config of one run of a grid.
-
-    Args:
-        cfg (Config): The grid.
-        change (dict): The ``change`` of a row.
-        epochs (int): Epochs of the run; :data:`IN_EPOCHS` are scaled with it.
-        seed (int): The seed.
-    """
+    """The config of one run; :data:`IN_EPOCHS` are scaled with its length."""
     cfg = copy.deepcopy(cfg)
     cfg.merge_from_dict(copy.deepcopy(change))
     # The grid and other variables of its file are not part of a run.
@@ -182,45 +129,26 @@ def run_config(cfg: Config, change: dict, epochs: int, seed: int) -> Config:
     return cfg
 
 
-def _check_grid(cfg: Config) -> dict:
-    grid = cfg.get('grid')
-    if not isinstance(grid, dict) or not {'title', 'rows'} <= set(grid):
+def _rows(cfg: Config) -> list[Row]:
+    grid = cfg.get('grid') or {}
+    if not {'title', 'rows'} <= set(grid) or any(
+            not {'name', 'change'} <= set(row) for row in grid['rows']):
         raise UserError(f'{cfg.filename} is no grid: it must have a "grid" of '
-                        'a title and rows')
+                        'a title and rows, each with a name and a change')
     if 'max_epochs' not in cfg.get('train_cfg', {}):
-        raise UserError(f'{cfg.filename} does not say how long to train: its '
-                        'train_cfg must have max_epochs')
-    for row in grid['rows']:
-        if not {'name', 'change'} <= set(row):
-            raise UserError(f'a row of {cfg.filename} lacks its name or its '
-                            f'change: {dict(row)}')
-    slugs = [_slug(Row(r.get('group', ''), r['name'])) for r in grid['rows']]
-    if len(set(slugs)) < len(slugs) or not slugs:
+        raise UserError(f'the train_cfg of {cfg.filename} has no max_epochs')
+    rows = [Row(row.get('group', ''), row['name'], row.get('paper'))
+            for row in grid['rows']]
+    if not 0 < len(rows) == len({row.slug for row in rows}):
         raise UserError(f'the rows of {cfg.filename} must be one or more, of '
                         'different names')
-    return grid
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f'cannot make the folder {folder}: {e.strerror}'
-                        ) from e
-    check_output(folder / 'seed-0.json', force=True)
-
-
-def _slug(row: Row) -> str:
-    text = f'{row.group} {row.name}'.strip().lower()
-    return ''.join(c if c.isalnum() else '-' for c in text)
+    return rows
 
 
 def _digest(cfg: Config) -> str:
     content = {k: v for k, v in cfg.to_dict().items() if k != 'work_dir'}
-    text = json.dumps(
-        [content, __version__, torch.__version__],
-        sort_keys=True,
-        default=str)
+    text = json.dumps([content, __version__, torch.__version__],
+                      sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -232,78 +160,42 @@ def _finished(path: Path, digest: str) -> dict | None:
         return None
 
 
-def _cores() -> int:
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _train_all(jobs: dict[Path, tuple], workers: int) -> dict[Path, dict]:
+    pool = ThreadPoolExecutor(workers)
 
+    def train(path: Path, run: Config, digest: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = path.with_suffix('.py')
+        run.dump(config)
+        done = subprocess.run(
+            [sys.executable, __file__, config, path, digest],
+            env=dict(os.environ, OMP_NUM_THREADS='1'), text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ['it was killed']
+            raise UserError(f'the run {config} failed: {lines[-1]}')
+        print('finished', path, flush=True)
 
-def _train_all(waiting: dict, results: dict, rows: list[Row],
-               workers: int) -> None:
-    kept = len(results) - len(waiting)
-    if kept:
-        print(f'{kept} of {len(results)} runs are finished already')
-    if not waiting:
-        return
-    bar = ProgressBar(len(waiting))
-    # Not forked, since torch's threads do not work in a forked process.
-    pool = ProcessPoolExecutor(
-        min(workers, len(waiting)),
-        multiprocessing.get_context('spawn'),
-        initializer=_start_worker)
     try:
-        jobs = {
-            pool.submit(_train_one, run.to_dict(), str(path), digest): key
-            for key, (run, path, digest) in waiting.items()
-        }
-        for job in as_completed(jobs):
-            number, seed = key = jobs[job]
-            try:
-                results[key] = job.result()
-            except BrokenProcessPool as e:
-                raise UserError('a process that trained was killed, perhaps '
-                                'for want of memory: take fewer --workers'
-                                ) from e
-            except Exception as e:
-                raise UserError(
-                    f'the run "{_slug(rows[number])}" of seed {seed} failed, '
-                    f'its log is in {waiting[key][0].work_dir}: '
-                    f'{type(e).__name__}: {e}') from e
-            bar.update()
+        for job in as_completed([pool.submit(train, path, *job)
+                                 for path, job in jobs.items()]):
+            job.result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        print()
+        pool.shutdown(cancel_futures=True)
+    return {path: json.loads(path.read_text()) for path in jobs}
 
 
-def _start_worker() -> None:
-    """Use one thread, print nothing, and exit when the parent process ends."""
-    torch.set_num_threads(1)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, sys.stdout.fileno())
-    os.dup2(silence, sys.stderr.fileno())
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _train_one(content: dict, path: str, digest: str) -> dict:
-    path = Path(path)
-    cfg = Config(content)
-    if cfg.get('custom_imports'):
-        import_modules_from_strings(**cfg.custom_imports)
-    # mmengine distinguishes the runners of one process by this name.
-    cfg.experiment_name = f'{path.parent.name}-{path.stem}-{time.time_ns()}'
+def _train_one(config: str, path: str, digest: str) -> None:
+    cfg = Config.fromfile(config)
     start = time.perf_counter()
     runner = Runner.from_cfg(cfg)
     runner.train()
-    result = dict(
-        config=digest,
-        accuracy=float(runner.message_hub.get_scalar(f'val/{METRIC}')
-                       .current()),
-        seconds=time.perf_counter() - start)
-    with replace_atomically(path) as temporary:
+    accuracy = runner.message_hub.get_scalar('val/accuracy/top1').current()
+    result = dict(config=digest, accuracy=float(accuracy),
+                  seconds=time.perf_counter() - start)
+    with write_beside(path) as (temporary, ):
         temporary.write_text(json.dumps(result) + '\n')
-    return result
+
+
+if __name__ == '__main__':
+    _train_one(*sys.argv[1:])

@@ -11,13 +11,11 @@ class SwitchToFinetuneHook(Hook):
     """Train on in fine-tune form from the epoch in which lambda is 1.
 
     The optimizer starts anew for the merged weights, without the state of the
-    old ones. The learning rate goes on. It takes a config in which all
-    parameters have the same learning rate, and comes after
+    old ones, and the learning rate, the same for all, goes on. It comes after
     ``DeepTrainingHook`` in ``custom_hooks``.
     """
 
     def before_train_epoch(self, runner) -> None:
-        """Merge, and give the optimizer the new parameters."""
         activations = find_activations(runner.model).values()
         if not activations or any(act.lam < 1 for act in activations):
             return

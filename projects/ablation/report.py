@@ -4,25 +4,16 @@ from pathlib import Path
 
 from grid import Ablation, Row
 
-from mmvanilla.utils.files import check_output, replace_together
-from mmvanilla.utils.tables import markdown_table
+from mmvanilla.utils.files import write_beside
+from mmvanilla.utils.terminal import markdown_table
 
 
 def write_report(ablation: Ablation, out: str | Path) -> list[Path]:
-    """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into a folder.
-
-    Returns:
-        list[Path]: The three files.
-
-    Raises:
-        UserError: If they cannot be written. Then none is changed.
-    """
+    """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into a folder."""
     paths = [
         Path(out) / f'{ablation.name}.{kind}' for kind in ('md', 'json', 'png')
     ]
-    for path in paths:
-        check_output(path, force=True)
-    with replace_together(paths) as (table, data, image):
+    with write_beside(*paths) as (table, data, image):
         table.write_text(make_table(ablation) + '\n')
         data.write_text(ablation.to_json())
         plot(ablation, image)
@@ -30,12 +21,7 @@ def write_report(ablation: Ablation, out: str | Path) -> list[Path]:
 
 
 def make_table(ablation: Ablation) -> str:
-    """The results in Markdown.
-
-    Each row has the mean and standard deviation over the seeds of its accuracy
-    in percent, and the gain over the first row of its group; then the same
-    for the paper's accuracy, where there is one.
-    """
+    """The results in Markdown; gains are over the first row of a group."""
     has_groups = any(row.group for row in ablation.rows)
     has_paper = any(row.paper is not None for row in ablation.rows)
     seeds = f'{ablation.seeds} seed' + 's' * (ablation.seeds > 1)
@@ -47,72 +33,49 @@ def make_table(ablation: Ablation) -> str:
         first = rows[0]
         for row in rows:
             spread = '' if row.std is None else f' ± {row.std:.2f}'
+            gain = '' if row is first else f'{row.mean - first.mean:+.2f}'
             line = [row.group] * has_groups + [
-                row.name, f'{row.mean:.2f}{spread}',
-                _gain(row.mean, first.mean, row is first)
-            ]
-            if has_paper and row.paper is None:
-                line += ['', '']
-            elif has_paper:
-                line += [
+                row.name, f'{row.mean:.2f}{spread}', gain]
+            if has_paper:
+                line += ['', ''] if row.paper is None else [
                     f'{row.paper:.2f}',
-                    _gain(row.paper, first.paper, row is first)
-                ]
+                    '' if row is first else f'{row.paper - first.paper:+.2f}']
             lines.append(tuple(line))
     return markdown_table(header, lines)
 
 
 def plot(ablation: Ablation, path: Path) -> None:
-    """Plot mean and standard deviation, and below them the paper's figures.
-
-    Args:
-        ablation (Ablation): The results.
-        path (Path): The PNG file to write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Plot mean and standard deviation, and below them the paper's figures."""
     from matplotlib.figure import Figure
     groups = _groups(ablation)
     has_paper = any(row.paper is not None for row in ablation.rows)
     longest = max(len(row.name) for row in ablation.rows)
     figure = Figure(
-        figsize=(2 + max(3, 0.8 * len(ablation.rows)), 3 + 2.5 * has_paper +
-                 0.03 * longest),
-        layout='constrained')
-    FigureCanvasAgg(figure)
+        figsize=(2 + max(3, 0.8 * len(ablation.rows)),
+                 3 + 2.5 * has_paper + 0.03 * longest), layout='constrained')
     axes = figure.subplots(
         1 + has_paper, len(groups), sharey='row', sharex='col', squeeze=False)
     for column, (group, rows) in enumerate(groups.items()):
         names = [row.name for row in rows]
         axes[0, column].set_title(group, fontsize=9)
         axes[0, column].errorbar(
-            names, [row.mean for row in rows],
-            [row.std or 0 for row in rows],
-            fmt='o',
-            capsize=4,
-            color='C0')
+            names, [row.mean for row in rows], [row.std or 0 for row in rows],
+            fmt='o', capsize=4, color='C0')
         for row in rows:
             axes[0, column].plot([row.name] * len(row.accuracies),
-                                 row.accuracies,
-                                 '.',
-                                 color='C0',
-                                 alpha=0.35)
+                                 row.accuracies, '.', color='C0', alpha=0.35)
         if has_paper:
-            known = [row for row in rows if row.paper is not None]
-            axes[1, column].plot([row.name for row in known],
-                                 [row.paper for row in known],
-                                 's',
+            axes[1, column].plot(names, [row.paper for row in rows], 's',
                                  color='C1')
         for axis in axes[:, column]:
             axis.grid(alpha=0.3)
         axes[-1, column].tick_params('x', rotation=45 if longest < 20 else 80)
         for label in axes[-1, column].get_xticklabels():
             label.set(ha='right', rotation_mode='anchor', fontsize=8)
-    axes[0, 0].set_ylabel(
-        f'digits, top-1 %\nmean and deviation of {ablation.seeds} seeds',
-        fontsize=8)
-    if has_paper:
-        axes[1, 0].set_ylabel('ImageNet, top-1 %\nas the paper reports it',
-                              fontsize=8)
+    labels = [f'digits, top-1 %\nmean and deviation of {ablation.seeds} seeds',
+              'ImageNet, top-1 %\nas the paper reports it']
+    for axis, label in zip(axes[:, 0], labels):
+        axis.set_ylabel(label, fontsize=8)
     figure.suptitle(ablation.title, fontsize=10)
     figure.savefig(path, dpi=110, metadata=dict(Software='mmvanilla'))
 
@@ -122,7 +85,3 @@ def _groups(ablation: Ablation) -> dict[str, list[Row]]:
     for row in ablation.rows:
         groups.setdefault(row.group, []).append(row)
     return groups
-
-
-def _gain(value: float, first: float | None, is_first: bool) -> str:
-    return '' if is_first or first is None else f'{value - first:+.2f}'

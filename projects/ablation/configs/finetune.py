@@ -7,6 +7,7 @@ custom_imports = dict(
     imports=['mmvanilla', 'networks', 'hooks'], allow_failed_imports=False)
 
 deep_training = dict(type='DeepTrainingHook', decay_epochs=12)
+switch = dict(type='SwitchToFinetuneHook', priority='LOW')
 plain = dict(deep_training=False)
 grid = dict(
     title='Fine-tune form in training, VanillaNet-6',
@@ -14,11 +15,7 @@ grid = dict(
         dict(name='train form to the end',
              change=dict(custom_hooks=[deep_training])),
         dict(name='fine-tune form once lambda is 1',
-             change=dict(
-                 custom_hooks=[
-                     deep_training,
-                     dict(type='SwitchToFinetuneHook', priority='LOW')
-                 ])),
+             change=dict(custom_hooks=[deep_training, switch])),
         dict(name='fine-tune form from the start',
              change=dict(
                  custom_hooks=[], model=dict(backbone=plain, head=plain))),

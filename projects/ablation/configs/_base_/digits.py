@@ -1,7 +1,5 @@
 # The base of all experiments. They train on the smaller part of the digits,
-# 355 images, and are tested on the larger, 1,442. So runs are short, networks
-# differ in accuracy, and the error of a mean over three seeds is a few tenths
-# of a percent.
+# 355 images, and are tested on the larger, 1,442.
 _base_ = [
     '../../../../configs/_base_/datasets/digits.py',
     '../../../../configs/_base_/default_runtime.py'

@@ -31,7 +31,8 @@ class ConsoleHook(Hook):
     def __init__(self) -> None:
         self.screens, self.bar, self.metric = {}, None, ''
 
-    def quiet(self, runner_class: type) -> type:
+    def quiet(self, runner_class: type,
+              lowest: int = logging.WARNING) -> type:
         """A subclass whose screen shows only warnings before the header."""
 
         def build_logger(*args, **kwargs) -> logging.Logger:
@@ -39,13 +40,13 @@ class ConsoleHook(Hook):
             self.screens = {x: x.level for x in logger.handlers
                             if type(x) is logging.StreamHandler}
             for screen, level in self.screens.items():
-                screen.setLevel(max(level, logging.WARNING))
+                screen.setLevel(max(level, lowest))
             return logger
 
         return type(runner_class.__name__, (runner_class, ),
                     dict(build_logger=build_logger))
 
-    def close(self, runner=None) -> None:
+    def close(self) -> None:
         """Show all log lines from here on and end the progress bar."""
         for screen, level in self.screens.items():
             screen.setLevel(level)

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """From a config to a run: read it, start the processes, build the runner."""
+import logging
 import os
 import os.path as osp
 import re
@@ -85,9 +86,9 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
     if cfg.launcher in ('pytorch', 'slurm') and get_device() == 'cpu':
         _start_on_cpus(cfg)
     console = ConsoleHook()
-    runner_class = RUNNERS.get(cfg.get('runner_type', 'Runner'))
-    if log == 'short':
-        runner_class = console.quiet(runner_class)
+    runner_class = console.quiet(
+        RUNNERS.get(cfg.get('runner_type', 'Runner')),
+        logging.WARNING if log == 'short' else logging.NOTSET)
     try:
         with safe_reading(), _one_line_errors():
             try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mmpretrain
 from PIL import Image
-from tiny import DIGITS, read, run_tool
+from tiny import DIGITS, call_tool, read
 
 MIM = Path(mmpretrain.__file__).parent / '.mim' / 'tools'
 CONFIG = f'''
@@ -24,7 +24,8 @@ custom_hooks = [
 '''
 
 
-def test_train_test_and_draw(tmp_path):
+def test_train_test_and_draw(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv('MPLBACKEND', 'agg')
     (tmp_path / 'small.py').write_text(CONFIG)
     for tool, *args in (
         ('train.py', 'small.py', '--work-dir', 'work'),
@@ -33,8 +34,7 @@ def test_train_test_and_draw(tmp_path):
         ('visualization/vis_scheduler.py', 'small.py', '--not-show',
          '--save-path', 'lr.png'),
     ):
-        done = run_tool(MIM / tool, *args, cwd=tmp_path, MPLBACKEND='agg')
-        assert done.returncode == 0, done.stderr[-2000:]
+        call_tool(monkeypatch, capfd, MIM / tool, *args, cwd=tmp_path)
     merged = read(tmp_path / 'work' / 'deploy.pth')['state_dict']
     assert not [key for key in merged if '.norm' in key]
     assert Image.open(tmp_path / 'lr.png').size > (100, 100)

@@ -22,7 +22,7 @@ from kill_and_resume import die_at, wait
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mutations import randomize  # noqa: E402
+from narrow import randomize  # noqa: E402
 from tiny import tiny_cfg  # noqa: E402
 
 from mmvanilla.checkpoints import convert  # noqa: E402

@@ -89,10 +89,6 @@ def test_schedule(tmp_path, by_epoch, hook, expected):
 
 def test_shows_in_the_logs(tmp_path):
     cfg = tiny_cfg(tmp_path)
-    cfg.visualizer.vis_backends = [
-        dict(type='LocalVisBackend'),
-        dict(type='TensorboardVisBackend')
-    ]
     runner = train(cfg)
     log_dir = Path(runner.log_dir)
     text = next(log_dir.glob('*.log')).read_text()
@@ -102,13 +98,6 @@ def test_shows_in_the_logs(tmp_path):
     logged = [json.loads(line) for line in lines]
     logged = [entry['lambda'] for entry in logged if 'loss' in entry]
     assert logged == [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]
-
-    from tensorboard.backend.event_processing.event_accumulator import (
-        EventAccumulator,
-    )
-    board = EventAccumulator(str(log_dir / 'vis_data')).Reload()
-    shown = [event.value for event in board.Scalars('lambda')]
-    assert shown == pytest.approx(logged)
 
 
 @pytest.mark.parametrize('kwargs, message', [

@@ -244,15 +244,6 @@ def test_two_halves_are_one_batch(tmp_path):
     assert weights[0]['head.classifier.conv1.weight'].dtype == torch.float64
 
 
-def test_resuming_with_another_number_of_processes(trained, tmp_path):
-    shutil.copy(trained / 'work' / 'epoch_2.pth', tmp_path)
-    run_ranks(2, trained / 'config.py', tmp_path, resume='auto')
-    content = read(tmp_path / 'epoch_4.pth')
-    assert content['meta']['epoch'] == 4
-    # 64 images in batches of 16: 4 iterations in an epoch, and then 2.
-    assert content['meta']['iter'] == 2 * 4 + 2 * 2
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
 def test_processes_start_from_a_named_checkpoint(tmp_path, launcher):

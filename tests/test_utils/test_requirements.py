@@ -36,8 +36,8 @@ sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]
 ''')
 
 
-@pytest.mark.parametrize('name, minimum', [('mmengine', '0.10.0'),
-                                           ('mmcv', '2.0.0'),
+@pytest.mark.parametrize('name, minimum', [('mmengine', '0.10.7'),
+                                           ('mmcv', '2.1.0'),
                                            ('mmpretrain', '1.2.0')])
 def test_too_old(name, minimum, tmp_path):
     new = dict(mmengine='99.0', mmcv='99.0', mmpretrain='99.0')
@@ -60,7 +60,7 @@ sys.argv = ['train.py', 'config.py']
 runpy.run_path({str(ROOT / 'tools' / 'train.py')!r}, run_name='__main__')
 ''', tmp_path)
     assert (done.returncode, done.stderr) == (
-        1, 'error: mmvanilla needs mmengine >= 0.10.0, but found none: '
+        1, 'error: mmvanilla needs mmengine >= 0.10.7, but found none: '
         f'{INSTALL}\n')
 
 

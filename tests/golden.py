@@ -2,12 +2,10 @@
 """The reference numbers of tests/data and what compares with them.
 
 Each file was made by running the code that the paper's authors released, at
-small widths. ``plain``, ``act4_deep`` (n = 4) and ``ada_pool`` (adaptive
-pooling) hold ``kwargs`` (``dims``, ``strides``, ``act_num``, ``num_classes``,
-``ada_pool``), ``input`` (N, 3, H, W), ``state_dict`` under the authors' names,
-``eval[lam]`` for lam in 0.0, 0.37, 1.0, ``deploy``,
-``logits_float64_lambda1`` and ``train``, a train-mode step at lambda 0.37.
-``recipe_trace`` holds 18 steps of the authors' training.
+small widths: the networks ``plain``, ``act4_deep`` (n = 4) and ``ada_pool``,
+whose weights have the authors' names, with their outputs in eval mode at
+three lambdas, in deploy form and of one training step; and ``recipe_trace``,
+18 steps of the authors' training.
 """
 from pathlib import Path
 
@@ -29,22 +27,14 @@ def load(name: str) -> dict:
 def model_cfg(golden: dict, deploy: bool = False) -> dict:
     """Config of the network that a golden file is of."""
     kwargs = golden['kwargs']
-    arch = {
-        k: kwargs[k]
-        for k in ('dims', 'strides', 'ada_pool') if k in kwargs
-    }
+    arch = {k: kwargs[k] for k in ('dims', 'strides', 'ada_pool')
+            if k in kwargs}
     return dict(
         type='ImageClassifier',
-        backbone=dict(
-            type='VanillaNet',
-            arch=arch,
-            act_num=kwargs['act_num'],
-            deploy=deploy),
-        head=dict(
-            type='VanillaNetHead',
-            num_classes=kwargs['num_classes'],
-            in_channels=kwargs['dims'][-1],
-            deploy=deploy))
+        backbone=dict(type='VanillaNet', arch=arch, act_num=kwargs['act_num'],
+                      deploy=deploy),
+        head=dict(type='VanillaNetHead', num_classes=kwargs['num_classes'],
+                  in_channels=kwargs['dims'][-1], deploy=deploy))
 
 
 def build_classifier(golden: dict, deploy: bool = False) -> ImageClassifier:
@@ -52,9 +42,7 @@ def build_classifier(golden: dict, deploy: bool = False) -> ImageClassifier:
     cfg = model_cfg(golden, deploy)
     model = ImageClassifier(cfg['backbone'], head=cfg['head'])
     theirs = golden['deploy'] if deploy else golden
-    # The trace starts from ``init``.
-    theirs = theirs.get('state_dict', theirs.get('init'))
-    model.load_state_dict(from_authors(theirs), strict=True)
+    model.load_state_dict(from_authors(theirs['state_dict']), strict=True)
     return model.eval()
 
 
@@ -81,13 +69,7 @@ def one_sentence(error) -> str:
 WIDTHS = {
     '5': [4, 8, 16, 32],
     '6': [4, 8, 16, 32, 32],
-    '7': [4, 4, 8, 16, 32, 32],
-    '8': [4, 4, 8, 16, 16, 32, 32],
-    '9': [4, 4, 8, 16, 16, 16, 32, 32],
-    '10': [4, 4, 8] + [16] * 4 + [32, 32],
-    '11': [4, 4, 8] + [16] * 5 + [32, 32],
-    '12': [4, 4, 8] + [16] * 6 + [32, 32],
-    '13': [4, 4, 8] + [16] * 7 + [32, 32],
+    **{str(6 + n): [4, 4, 8] + [16] * n + [32, 32] for n in range(1, 8)},
     '13-x1.5': [6, 6, 12] + [24] * 7 + [48, 48],
     '13-x1.5-ada': [6, 6, 12] + [24] * 7 + [48, 48],
 }
@@ -98,49 +80,41 @@ def random_authors_weights(dims: list,
                            num_classes: int = 1000,
                            deploy: bool = False) -> dict:
     """A state dict of any widths under the authors' names and shapes."""
-    sd = {}
+    sd, size = {}, 2 * act_num + 1
 
-    # One number in memory and in a file, whatever the shape.
-    def tensor(*shape):
-        return torch.rand(1).expand(shape)
-
-    def conv(name, out, in_, k=1):
-        sd[f'{name}.weight'] = tensor(out, in_, k, k)
-        sd[f'{name}.bias'] = tensor(out)
-
-    def norm(name, channels):
-        for entry in ('weight', 'bias', 'running_mean', 'running_var'):
-            sd[f'{name}.{entry}'] = tensor(channels)
-        sd[f'{name}.num_batches_tracked'] = torch.tensor(0)
+    def layer(name, norm, *shape, bias=True):
+        shapes = {f'{name}.weight': shape}
+        if bias:
+            shapes[f'{name}.bias'] = shape[:1]
+        if norm:
+            for entry in ('weight', 'bias', 'running_mean', 'running_var'):
+                shapes[f'{norm}.{entry}'] = shape[:1]
+        # One number in memory and in a file, whatever the shape.
+        sd.update((k, torch.rand(1).expand(v)) for k, v in shapes.items())
+        if norm:
+            sd[f'{norm}.num_batches_tracked'] = torch.tensor(0)
 
     def series(name, channels):
-        k = 2 * act_num + 1
-        sd[f'{name}.weight'] = tensor(channels, 1, k, k)
-        if deploy:
-            sd[f'{name}.bias'] = tensor(channels)
-        else:
-            norm(f'{name}.bn', channels)
+        layer(name, None if deploy else f'{name}.bn', channels, 1, size, size,
+              bias=deploy)
 
     if deploy:
-        conv('stem.0', dims[0], 3, 4)
-        series('stem.1', dims[0])
-        for i, (a, b) in enumerate(zip(dims, dims[1:])):
-            series(f'stages.{i}.act', b)
-            conv(f'stages.{i}.conv', b, a)
-        conv('cls.2', num_classes, dims[-1])
-        return sd
-    conv('stem1.0', dims[0], 3, 4)
-    norm('stem1.1', dims[0])
-    conv('stem2.0', dims[0], dims[0])
-    norm('stem2.1', dims[0])
-    series('stem2.2', dims[0])
+        layer('stem.0', None, dims[0], 3, 4, 4)
+    else:
+        layer('stem1.0', 'stem1.1', dims[0], 3, 4, 4)
+        layer('stem2.0', 'stem2.1', dims[0], dims[0], 1, 1)
+    series('stem.1' if deploy else 'stem2.2', dims[0])
     for i, (a, b) in enumerate(zip(dims, dims[1:])):
+        conv = f'stages.{i}.conv'
         series(f'stages.{i}.act', b)
-        conv(f'stages.{i}.conv1.0', a, a)
-        norm(f'stages.{i}.conv1.1', a)
-        conv(f'stages.{i}.conv2.0', b, a)
-        norm(f'stages.{i}.conv2.1', b)
-    conv('cls1.2', num_classes, dims[-1])
-    norm('cls1.3', num_classes)
-    conv('cls2.0', num_classes, num_classes)
+        if deploy:
+            layer(conv, None, b, a, 1, 1)
+        else:
+            layer(f'{conv}1.0', f'{conv}1.1', a, a, 1, 1)
+            layer(f'{conv}2.0', f'{conv}2.1', b, a, 1, 1)
+    if deploy:
+        layer('cls.2', None, num_classes, dims[-1], 1, 1)
+    else:
+        layer('cls1.2', 'cls1.3', num_classes, dims[-1], 1, 1)
+        layer('cls2.0', None, num_classes, num_classes, 1, 1)
     return sd

@@ -1,40 +1,9 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import pytest
 import torch
-import torch.nn.functional as F
-from narrow import randomize
 from torch import Tensor, nn
 
 from mmvanilla.layers.folding import fold_batch_norm, merge_convs
-
-
-@pytest.mark.parametrize('affine', [True, False])
-@pytest.mark.parametrize('with_bias', [True, False])
-def test_fold_batch_norm(affine, with_bias):
-    conv = nn.Conv2d(4, 6, 3, groups=2, bias=with_bias)
-    norm = nn.BatchNorm2d(6, eps=1e-3, affine=affine)
-    network = randomize(nn.Sequential(conv, norm)).double()
-    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    folded = fold_batch_norm(conv.weight, conv.bias, norm)
-    torch.testing.assert_close(F.conv2d(x, *folded, groups=2), network(x))
-
-
-@pytest.mark.parametrize('groups', [1, 4])
-@pytest.mark.parametrize('biases', [(0, 0), (1, 0), (0, 1), (1, 1)])
-def test_merge_convs(groups, biases):
-    torch.manual_seed(0)
-    weight1 = torch.randn(12, 8 // groups, 3, 3, dtype=torch.float64)
-    weight2 = torch.randn(16, 12 // groups, 1, 1, dtype=torch.float64)
-    bias1 = torch.randn(12).double() if biases[0] else None
-    bias2 = torch.randn(16).double() if biases[1] else None
-    x = torch.randn(2, 8, 9, 7, dtype=torch.float64)
-    conv = dict(stride=2, padding=2, dilation=2, groups=groups)
-    expected = F.conv2d(
-        F.conv2d(x, weight1, bias1, **conv), weight2, bias2, groups=groups)
-    weight, bias = merge_convs(weight1, bias1, weight2, bias2, groups)
-    assert weight.shape == (16, 8 // groups, 3, 3)
-    assert (bias is None) == (biases == (0, 0))
-    torch.testing.assert_close(F.conv2d(x, weight, bias, **conv), expected)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

@@ -12,17 +12,15 @@ def by_definition(x, weight, n, base):
     """The sum of the paper's equation, position by position."""
     activated = nn.functional.pad(base(x), (n, n, n, n))
     height, width = x.shape[2:]
-    out = torch.zeros_like(x)
-    for i in range(2 * n + 1):
-        for j in range(2 * n + 1):
-            shifted = activated[:, :, i:i + height, j:j + width]
-            out += weight[:, 0, i, j, None, None] * shifted
-    return out
+    return sum(
+        weight[:, 0, i, j, None, None]
+        * activated[:, :, i:i + height, j:j + width]
+        for i in range(2 * n + 1) for j in range(2 * n + 1))
 
 
 @pytest.mark.parametrize('n, name, base', [
     (0, 'ReLU', torch.relu), (1, 'Tanh', torch.tanh),
-    (3, 'GELU', nn.functional.gelu), (4, 'ReLU', torch.relu)])
+    (3, 'GELU', nn.functional.gelu)])
 def test_both_forms_against_the_definition(n, name, base):
     kwargs = dict(num_channels=5, act_num=n, act_cfg=dict(type=name))
     act = randomize(SeriesActivation(**kwargs)).double()
@@ -62,22 +60,15 @@ def test_start_as_an_activation():
     torch.testing.assert_close(act.eval()(x), nn.Hardswish()(x))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(num_channels=4, act_num=-1), 'must not be negative, got -1'),
-    (dict(num_channels=4, norm_cfg=None), 'got None'),
-    (dict(num_channels=4, norm_cfg=dict(type='GN', num_groups=2)),
-     'must be a batch norm'),
-])
-def test_refusals(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        SeriesActivation(**kwargs)
-
-
-def test_channels_are_needed():
+def test_refusals():
+    for kwargs, message in [
+            (dict(act_num=-1), 'must not be negative, got -1'),
+            (dict(norm_cfg=None), 'got None'),
+            (dict(norm_cfg=dict(type='GN', num_groups=2)),
+             'must be a batch norm')]:
+        with pytest.raises(ValueError, match=message):
+            SeriesActivation(4, **kwargs)
     with pytest.raises(ValueError, match='num_channels.*WithDeepTraining'):
         ConvModule(3, 8, 3, act_cfg=dict(type='SeriesActivation'))
-
-
-def test_another_width_is_refused():
     with pytest.raises(RuntimeError, match='4 channels.*got 5'):
         SeriesActivation(4)(torch.randn(1, 5, 6, 6))

@@ -27,21 +27,17 @@ ACTS = [dict(type=t) for t in ('ReLU', 'ReLU6', 'Tanh', 'GELU', 'PReLU')]
 
 def random_vanillanet(rng: random.Random, **form) -> nn.Module:
     depth = rng.randint(1, 4)
-    arch = dict(
-        dims=[rng.randint(1, 12) for _ in range(depth + 1)],
-        strides=[1] * depth)
+    arch = dict(dims=[rng.randint(1, 12) for _ in range(depth + 1)],
+                strides=[1] * depth)
     stride = rng.randrange(depth)
     arch['strides'][stride] = 2
     if rng.random() < 0.3:
         arch['ada_pool'] = [0] * depth
         arch['ada_pool'][stride] = rng.randint(1, 5)
     return VanillaNet(
-        arch,
-        act_num=rng.randint(0, 4),
-        out_indices=range(depth),
+        arch, act_num=rng.randint(0, 4), out_indices=range(depth),
         act_cfg=rng.choice(ACTS),
-        norm_cfg=dict(type='BN', eps=rng.choice([1e-6, 1e-3])),
-        **form)
+        norm_cfg=dict(type='BN', eps=rng.choice([1e-6, 1e-3])), **form)
 
 
 def random_block(rng: random.Random, is_module: bool, **form) -> nn.Module:
@@ -64,9 +60,8 @@ def random_block(rng: random.Random, is_module: bool, **form) -> nn.Module:
             order=tuple(rng.sample(('conv', 'norm', 'act'), 3)),
             norm_cfg=dict(type='BN'), **conv)
     else:
-        act = SeriesActivation(
-            6, rng.randint(0, 3), rng.choice(ACTS),
-            deploy=form.get('deploy', False))
+        act = SeriesActivation(6, rng.randint(0, 3), rng.choice(ACTS),
+                               deploy=form.get('deploy', False))
         block = nn.Sequential(
             DeepTrainingConv2d(**conv, **conv_cfg, **form),
             rng.choice([nn.MaxPool2d(2), nn.Identity()]), act)
@@ -74,12 +69,6 @@ def random_block(rng: random.Random, is_module: bool, **form) -> nn.Module:
     block.register_load_state_dict_pre_hook(
         partial(merge_earlier_forms, **conv_cfg))
     return block
-
-
-KINDS = dict(
-    vanillanet=random_vanillanet,
-    block=partial(random_block, is_module=False),
-    conv_module=partial(random_block, is_module=True))
 
 
 @torch.no_grad()
@@ -90,11 +79,14 @@ def output(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('seed', range(10))
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [
+    random_vanillanet, partial(random_block, is_module=False),
+    partial(random_block, is_module=True)],
+    ids=['VanillaNet', 'block', 'ConvModule'])
 def test_random(kind, seed):
 
     def build(**form) -> nn.Module:
-        return KINDS[kind](random.Random(seed), **form).eval()
+        return kind(random.Random(seed), **form).eval()
 
     network = randomize(build(), seed)
     x = torch.randn(2, 3, 32, 32)
@@ -103,19 +95,14 @@ def test_random(kind, seed):
     assert len(expected) and expected.isfinite().all()
     assert relative_l2(output(network, x), expected) < 1e-5
 
-    finetune = copy.deepcopy(double)
-    switch_to_finetune(finetune)
-    assert relative_l2(output(finetune, x.double()), expected) < 1e-12
-    states = [network.state_dict(), finetune.state_dict()]
-    switch_to_deploy(finetune)
-    switch_to_deploy(double)
-    for merged in (finetune, double):
-        assert not find_layers(merged)
-        assert relative_l2(output(merged, x.double()), expected) < 1e-12
-
-    switch_to_deploy(network)
-    assert relative_l2(output(network, x), expected) < 1e-5
-    states.append(network.state_dict())
+    states = [copy.deepcopy(network.state_dict())]
+    for switch in (switch_to_finetune, switch_to_deploy):
+        for net, tol in ((double, 1e-12), (network, 1e-5)):
+            switch(net)
+            out = output(net, x.to(next(net.parameters()).dtype))
+            assert relative_l2(out, expected) < tol
+        states.append(copy.deepcopy(network.state_dict()))
+    assert not find_layers(double) and not find_layers(network)
     for state in states:
         built = build(deploy=True)
         built.load_state_dict(state, strict=True)

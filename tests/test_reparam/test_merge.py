@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from mutations import MUTATIONS, randomize
+from narrow import MUTATIONS, randomize
 from tiny import read, tiny_cfg
 
 from mmvanilla.layers import switch_to_deploy
@@ -15,47 +15,31 @@ from mmvanilla.utils.errors import UserError
 @pytest.fixture
 def network(tmp_path):
     """A classifier's config, the model and its checkpoint model.pth."""
-    cfg = tiny_cfg(tmp_path)
-    cfg.dump(tmp_path / 'config.py')
+    tiny_cfg(tmp_path).dump(tmp_path / 'config.py')
     cfg = read_config(str(tmp_path / 'config.py'))
-    model = build_model(cfg)
-    randomize(model)
+    model = randomize(build_model(cfg))
     torch.save(model.state_dict(), tmp_path / 'model.pth')
     return cfg, model, tmp_path / 'model.pth'
 
 
-@pytest.mark.parametrize('mutation', MUTATIONS)
 @pytest.mark.parametrize(
     'layer', ['backbone.stages.1.conv', 'backbone.stages.0.act.conv',
               'head.classifier'])
-def test_mutations_are_caught(network, tmp_path, monkeypatch, mutation,
-                              layer):
+def test_mutations_are_caught(network, tmp_path, monkeypatch, layer):
     cfg, _, checkpoint = network
-
-    def switch_and_mutate(model):
-        count = switch_to_deploy(model)
-        mutation(model.get_submodule(layer))
-        return count
-
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(merge, 'switch_to_deploy', switch_and_mutate)
-    with pytest.raises(UserError, match=layer.removesuffix('.act.conv')):
-        merge.reparameterize(cfg, checkpoint, tmp_path / 'out.pth', samples=2)
+    for mutation in MUTATIONS:
+
+        def switch_and_mutate(model, mutation=mutation):
+            count = switch_to_deploy(model)
+            mutation(model.get_submodule(layer))
+            return count
+
+        monkeypatch.setattr(merge, 'switch_to_deploy', switch_and_mutate)
+        with pytest.raises(UserError, match=layer.removesuffix('.act.conv')):
+            merge.reparameterize(
+                cfg, checkpoint, tmp_path / 'out.pth', samples=2)
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_what_reading_changes_is_caught(network, tmp_path, monkeypatch):
-    """The written files are compared, not the model in memory."""
-    cfg, _, checkpoint = network
-    load = merge.load_weights
-
-    def wrong_load(model, path):
-        load(model, path)
-        model.head.classifier.bias.data[0] += 1
-
-    monkeypatch.setattr(merge, 'load_weights', wrong_load)
-    with pytest.raises(UserError, match='head.classifier in float64 is'):
-        merge.reparameterize(cfg, checkpoint, tmp_path / 'out.pth', samples=2)
 
 
 def test_weights_of_other_modules_are_compared(network):
@@ -69,6 +53,10 @@ def test_weights_of_other_modules_are_compared(network):
         merge.compare_layers(model, merged, 'model')
 
 
+def _wrong_bias(model):
+    model.head.classifier.bias.data[0] += 1
+
+
 def _wrong_head(model):
     model.head.register_forward_hook(
         lambda module, args, output: output * 1.001)
@@ -80,50 +68,41 @@ def _call_twice(model):
 
 
 @pytest.mark.parametrize('change, message', [
+    (_wrong_bias, 'head.classifier in float64 is'),
     (_wrong_head, r'output 1 of call 1 of head of sample \d is 0.001'),
     (_call_twice, 'only one of the models has output 1 of call 2 of head'),
 ])
-def test_outputs_are_compared(network, tmp_path, monkeypatch, change,
-                              message):
-    """Of models with the same weights that compute otherwise."""
+def test_what_reading_changes_is_caught(network, tmp_path, monkeypatch,
+                                        change, message):
+    """The written files are compared, not the model in memory."""
     cfg, _, checkpoint = network
-
-    def load_and_change(model, path):
-        load(model, path)
-        change(model)
-
     load = merge.load_weights
-    monkeypatch.setattr(merge, 'load_weights', load_and_change)
+    monkeypatch.setattr(merge, 'load_weights', lambda model, path: (
+        load(model, path), change(model)))
     with pytest.raises(UserError, match=message):
         merge.reparameterize(cfg, checkpoint, tmp_path / 'out.pth', samples=2)
 
 
-@pytest.mark.parametrize('form', ['deploy', 'finetune'])
-def test_forms(network, tmp_path, form):
+def test_from_one_form_to_the_next(network, tmp_path):
     cfg, model, checkpoint = network
-    out = tmp_path / 'out.pth'
-    report = merge.reparameterize(cfg, checkpoint, out, samples=8, form=form)
-    assert len(report.comparison.samples.batches) == 8
-    assert 0 < report.comparison.max_rel < 1e-5
-    content = read(out)
-    # Measured on the file that was written.
-    assert content['meta']['max_relative_error'] == report.comparison.max_rel
-    keys = content['state_dict'].keys()
-    assert not any('conv1' in key for key in keys)
-    assert any('norm' in key for key in keys) == (form == 'finetune')
-    # Weights with weights, without an optimizer's state and the like.
-    for side, weights in ((report.before, model.state_dict()),
-                          (report.after, content['state_dict'])):
-        assert side['bytes'] == sum(w.nbytes for w in weights.values())
-    if form == 'finetune':  # from one form to the next
-        second = merge.reparameterize(
-            read_config(str(out.with_suffix('.py'))), out,
-            tmp_path / 'second.pth', samples=2)
-        assert second.comparison.max_rel < 1e-5
-        switch_to_deploy(model)
-        twice = read(tmp_path / 'second.pth')['state_dict']
-        for key, value in model.state_dict().items():
-            torch.testing.assert_close(twice[key], value, rtol=1e-5, atol=1e-6)
+    out = tmp_path / 'finetune.pth'
+    for form in ('finetune', 'deploy'):
+        report = merge.reparameterize(
+            cfg, checkpoint, out, samples=8, form=form)
+        assert len(report.comparison.samples.batches) == 8
+        content = read(out)
+        error = content['meta']['max_relative_error']
+        assert 0 < error == report.comparison.max_rel < 1e-5
+        weights = content['state_dict']
+        assert not any('conv1' in key for key in weights)
+        assert any('norm' in key for key in weights) == (form == 'finetune')
+        size = sum(w.nbytes for w in weights.values())
+        assert report.after['bytes'] == size
+        cfg, checkpoint = read_config(str(out.with_suffix('.py'))), out
+        out = tmp_path / 'deploy.pth'
+    switch_to_deploy(model)
+    torch.testing.assert_close(
+        dict(weights), dict(model.state_dict()), rtol=1e-5, atol=1e-6)
 
 
 def test_channels_last_is_kept(network, tmp_path):
@@ -132,7 +111,6 @@ def test_channels_last_is_kept(network, tmp_path):
     cfg.model.backbone.in_channels = 3
     cfg.model.data_preprocessor.update(mean=[0] * 3, std=[1] * 3)
     model = build_model(cfg).to(memory_format=torch.channels_last)
-    randomize(model)
     torch.save(model.state_dict(), checkpoint)
     merge.reparameterize(cfg, checkpoint, tmp_path / 'out.pth', samples=1)
     weight = read(tmp_path / 'out.pth')['state_dict'][
@@ -146,6 +124,6 @@ def test_constant_outputs(network, tmp_path):
     cfg, model, checkpoint = network
     model.head.classifier.conv2.weight.data.zero_()
     torch.save(model.state_dict(), checkpoint)
-    report = merge.reparameterize(
-        cfg, checkpoint, tmp_path / 'out.pth', samples=4)
+    report = merge.reparameterize(cfg, checkpoint, tmp_path / 'o.pth',
+                                  samples=4)
     assert 'compared by the feature maps' in report.table()

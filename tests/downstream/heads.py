@@ -8,7 +8,6 @@ docs/figures/heads.json, from which the table of the docs is.
 """
 import copy
 import json
-import logging
 from pathlib import Path
 
 import mmdet
@@ -24,10 +23,10 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
-from mmvanilla.export.predictions import PredictionComparison
 from mmvanilla.reparam import switch_to_deploy
-from mmvanilla.reparam.verify import OutputComparison
-from mmvanilla.utils.tables import markdown_table
+from mmvanilla.reparam.compare import Comparison, Result
+from mmvanilla.reparam.samples import Samples
+from mmvanilla.utils.terminal import markdown_table
 
 OUT = Path(__file__).resolve().parents[2] / 'docs' / 'figures' / 'heads.json'
 # Of the four stages, in the places of those of the ResNet that is replaced.
@@ -167,9 +166,7 @@ def train_and_merge(name: str):
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(copy.deepcopy(cfg.model))
-        logging.disable(logging.INFO)  # a line for each parameter
         model.init_weights()
-        logging.disable(logging.NOTSET)
         if name == 'TOOD':  # as in a run
             MessageHub.get_current_instance().update_info('epoch', 0)
         before = copy.deepcopy(dict(model.backbone.named_parameters()))
@@ -197,7 +194,7 @@ def compare(name: str, model, merged) -> tuple[float, list[int]]:
         tuple: The largest relative error of a feature map, and how many
         predictions there are and how many of them are the same.
     """
-    found = PredictionComparison(OutputComparison(1e-4))
+    found = Comparison(Samples([]), 'fp32', 1e-4)
     with torch.no_grad(), scope(name):
         data = model.data_preprocessor(batch(name), False)
         errors = [((b - a).norm() / a.norm()).item() for a, b in zip(
@@ -212,13 +209,11 @@ def compare(name: str, model, merged) -> tuple[float, list[int]]:
                 each, x = copy.deepcopy(each).double(), x.double()
             predictions.append(
                 each.predict(x, copy.deepcopy(data['data_samples'])))
-        for a, b in zip(*predictions):
-            if name in DETECTORS:
-                found.add_detections(a.pred_instances, b.pred_instances)
-            else:
-                found.add_labels(a.pred_sem_seg.data, b.pred_sem_seg.data)
-    counts = [c for k, c in found.counts.items() if not k.startswith('mask')]
-    return max(errors), counts[0]
+        for i, pair in enumerate(zip(*predictions)):
+            found.add(i, *(Result({}, sample) for sample in pair))
+    return max(errors), found.counts[
+        'detections in agreement' if name in DETECTORS else
+        'pixels with the same label']
 
 
 def measure() -> list[dict]:

@@ -45,11 +45,6 @@ class Run:
     def test_merged(self, *options) -> dict:
         return self._test(self.merged_config, self.merged, *options)
 
-    def merge_without_data(self, out: Path) -> str:
-        """What tools/reparam.py prints where the images are not there."""
-        return tool('reparam.py', self.config, self.checkpoint, out,
-                    '--samples', 4, cwd=self.work_dir)
-
     def _test(self, *args) -> dict:
         # Of its own: two processes may test at the same time.
         folder = Path(tempfile.mkdtemp(dir=self.work_dir))

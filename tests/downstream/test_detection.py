@@ -1,11 +1,9 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-import shutil
-
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from tiny import ROOT, assert_same_weights, lams, read, run_tool, tiny_cfg
+from tiny import ROOT, lams, read, run_tool, tiny_cfg
 from tiny import train as train_tiny
 
 NEEDS = 'the README tells how to install the toolboxes'
@@ -22,13 +20,11 @@ from downstream.runs import (  # noqa: E402
     one_step,
     without_pretrained,
 )
-from mmdet.apis import DetInferencer  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.structures.mask import BitmapMasks  # noqa: E402
 from mmengine.model import convert_sync_batchnorm  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
-from mmvanilla.engine.train import train  # noqa: E402
 from mmvanilla.reparam.merge import reparameterize  # noqa: E402
 
 NAMES = ['retinanet', 'mask-rcnn']
@@ -122,48 +118,6 @@ def test_merged_has_no_train_form(runs, name):
     backbone = [k for k in merged if k.startswith('backbone.')]
     # Convolution and series of the stem and of four stages, with biases.
     assert len(backbone) == 5 * 4
-
-
-@pytest.mark.parametrize('name', NAMES)
-def test_merges_without_data(runs, tmp_path, name):
-    run = runs(name)
-    report = run.merge_without_data(tmp_path / 'out.pth')
-    assert 'random images' in report
-    merged, again = [
-        read(path)['state_dict'] for path in (run.merged, tmp_path / 'out.pth')
-    ]
-    assert merged.keys() == again.keys()
-    assert all(torch.equal(merged[k], again[k]) for k in merged)
-
-
-@pytest.mark.parametrize('name', NAMES)
-def test_merged_detects_the_same(runs, shapes, name):
-    run = runs(name)
-    files = [str(path) for path in sorted((shapes / 'val').iterdir())]
-    before, after = [
-        DetInferencer(
-            model=str(config), weights=str(checkpoint), device='cpu',
-            show_progress=False)(
-                files, return_datasamples=True, batch_size=8)['predictions']
-        for config, checkpoint in [(run.config, run.checkpoint),
-                                   (run.merged_config, run.merged)]
-    ]
-    assert len(before) == len(files) == 80
-    pixels = wrong = detections = 0
-    for a, b in zip(before, after):
-        a, b = a.pred_instances, b.pred_instances
-        assert len(a) == len(b)
-        assert torch.equal(a.labels, b.labels)
-        assert (a.bboxes - b.bboxes).abs().max() < 0.1
-        assert (a.scores - b.scores).abs().max() < 1e-4
-        detections += int((a.scores > 0.5).sum())
-        if 'masks' in a:
-            masks = [torch.as_tensor(x.masks) for x in (a, b)]
-            pixels += masks[0].numel()
-            wrong += int((masks[0] != masks[1]).sum())
-    assert detections > len(files)
-    assert ('mask-rcnn' in name) == (pixels > 0)
-    assert wrong <= 1e-4 * pixels
 
 
 def test_layers_in_a_detectors_own_backbone(tmp_path):
@@ -276,36 +230,6 @@ def test_pretrained_backbone(tmp_path):
 def test_every_config_saves_whole_checkpoints(config):
     hooks = Config.fromfile(config).default_hooks
     assert hooks.checkpoint.type == 'mmpretrain.AtomicCheckpointHook'
-    assert hooks.data_loading.type == 'mmpretrain.DataLoadingHook'
-
-
-def test_resumed_run_is_bit_identical(shapes, tmp_path):
-    options = dict(x.split('=') for x in data_options('retinanet', shapes))
-    options |= {
-        'train_cfg.max_epochs': 2,
-        'train_cfg.val_interval': 2,
-        'train_dataloader.dataset.indices': 16,
-        'val_dataloader.dataset.indices': 8,
-        'default_hooks.checkpoint.interval': 1,
-        'default_hooks.checkpoint.max_keep_ckpts': -1,
-    }
-    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
-    for work_dir in (whole, resumed):
-        train(str(CONFIGS / 'retinanet_shapes.py'), str(work_dir),
-              resume='auto' if work_dir == resumed else None,
-              cfg_options=dict(options, experiment_name=work_dir.name))
-        # What is there if the run is killed in its second epoch.
-        resumed.mkdir(exist_ok=True)
-        shutil.copy(whole / 'epoch_1.pth', resumed)
-    first, second = (read(x / 'epoch_2.pth') for x in (whole, resumed))
-    assert second['meta']['iter'] == 8
-    assert_same_weights(first['state_dict'], second['state_dict'])
-    moments, others = (x['optimizer']['state'] for x in (first, second))
-    assert len(moments) == len(others) > 0
-    for key in moments:
-        assert_same_weights(
-            {k: torch.as_tensor(v) for k, v in moments[key].items()},
-            {k: torch.as_tensor(v) for k, v in others[key].items()})
 
 
 def test_two_processes(shapes, tmp_path, monkeypatch):

@@ -8,8 +8,7 @@ from mmengine.registry import DefaultScope
 from tiny import call_tool, read
 
 from mmvanilla.engine.predict import predict
-from mmvanilla.utils.building import read_config
-from mmvanilla.utils.config_options import scope_name
+from mmvanilla.utils.configs import read_config, scope_name
 
 CONFIG = CONFIGS / 'retinanet_new_style.py'
 

@@ -16,7 +16,7 @@ from mmvanilla.checkpoints import (
     read_checkpoint,
 )
 from mmvanilla.reparam import switch_to_deploy
-from mmvanilla.utils.building import build_model, read_config
+from mmvanilla.utils.configs import build_model, read_config
 from mmvanilla.utils.errors import UserError
 
 CONFIGS = {

@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from mmseg.apis import inference_model, init_model  # noqa: E402
 
-from mmvanilla.utils.building import read_config  # noqa: E402
+from mmvanilla.utils.configs import read_config  # noqa: E402
 
 # A few steps of training, and the shapes in the folder that configs name.
 SHORT = {

@@ -287,12 +287,13 @@ def match_detections(a: InstanceData,
     free = torch.ones(len(b), dtype=torch.bool)
     pairs = []
     for i in range(len(a)):
-        distance = (b.bboxes - a.bboxes[i]).abs().amax(1)
-        candidates = (
-            free & (b.labels == a.labels[i]) & (distance <= BOX_TOL) &
-            ((b.scores - a.scores[i]).abs() <= SCORE_TOL)).nonzero()[:, 0]
+        box = (b.bboxes - a.bboxes[i]).abs().amax(1) / BOX_TOL
+        score = (b.scores - a.scores[i]).abs() / SCORE_TOL
+        candidates = (free & (b.labels == a.labels[i]) & (box <= 1)
+                      & (score <= 1)).nonzero()[:, 0]
         if len(candidates):
-            j = candidates[distance[candidates].argmin()].item()
+            # Of boxes that are alike, the one with the nearest score.
+            j = candidates[(box + score)[candidates].argmin()].item()
             free[j] = False
             pairs.append((i, j))
     return pairs

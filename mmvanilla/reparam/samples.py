@@ -95,7 +95,7 @@ def find_samples(cfg: Config,
 
 
 def _test_pipeline(cfg: Config) -> list:
-    loader = cfg.get('val_dataloader') or cfg.get('test_dataloader') or {}
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     return unwrap_dataset(loader.get('dataset') or {}).get('pipeline') or []
 
 

@@ -16,12 +16,9 @@ from mmvanilla.models import VanillaNet
 from mmvanilla.utils.configs import build_model, read_config, scope_of
 from mmvanilla.utils.errors import UserError
 
-# Other classifiers have the names of mmpretrain.
 PEERS = {f'ResNet-{n}': f'resnet{n}_8xb32_in1k' for n in (18, 34, 50, 101)} | {
     'Swin-T': 'swin-tiny_16xb64_in1k', 'Swin-S': 'swin-small_16xb64_in1k'}
-# A detector's score threshold is set to leave that many detections: they
-# decide how long its non-maximum suppression takes.
-DETECTIONS = 100
+DETECTIONS = 100  # to leave, since they decide how long their NMS takes
 
 
 @dataclass

@@ -1,5 +1,4 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +15,7 @@ class DigitsDataset(BaseDataset):
     They are the test set of the UCI "Optical Recognition of Handwritten
     Digits" data, which is a part of scikit-learn (Alpaydin and Kaynak, 1998,
     CC BY 4.0). Every fifth image of each class is held out for validation.
-
-    Each sample has ``img``, (8, 8, 1) of uint8 from 0 to 255, and
-    ``gt_label``; no loading transform is needed.
+    A sample has ``img``, (8, 8, 1) of uint8 from 0 to 255, and ``gt_label``.
 
     Args:
         split (str): 'train' (1,442 images) or 'val' (355 images).
@@ -49,11 +46,9 @@ class DigitsDataset(BaseDataset):
         digits = load_digits()
         # The data has grey levels from 0 to 16.
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        seen, data_list = Counter(), []
-        for index, label in enumerate(digits.target.tolist()):
-            seen[label] += 1
-            if (seen[label] % 5 == 0) == (self.split == 'val'):
-                data_list.append(dict(
-                    img=images[index, ..., None], img_shape=(8, 8),
-                    ori_shape=(8, 8), sample_idx=index, gt_label=label))
-        return data_list
+        held_out = {i for label in range(10)
+                    for i in np.flatnonzero(digits.target == label)[4::5]}
+        return [dict(img=images[i, ..., None], img_shape=(8, 8),
+                     ori_shape=(8, 8), sample_idx=i, gt_label=label)
+                for i, label in enumerate(digits.target.tolist())
+                if (i in held_out) == (self.split == 'val')]

@@ -18,7 +18,7 @@ from ..utils.terminal import some, track
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm',
             '.pgm')
-# Folders with these names, in any case, are splits instead of classes.
+# Names, in any case, of folders that are splits instead of classes.
 SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
 # Folders that operating systems and archivers make.
 IGNORED = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information',
@@ -47,24 +47,20 @@ def find_folders(folder: Path) -> list[str]:
 
 
 def split_folders(root: Path) -> list[str]:
-    """The folders in ``root`` if they are splits, none if they are classes.
-
-    The only one of three or more folders that is called as a split is a
-    class if it holds no folders.
-    """
+    """The folders in ``root`` if they are splits, none if they are classes."""
     folders = find_folders(root)
     splits = [name for name in folders if name.lower() in SPLITS]
     if len(splits) == 1 and len(folders) > 2:
-        return folders if find_folders(root / splits[0]) else []
+        # Without folders in it, it is a class with the name of a split.
+        splits = find_folders(root / splits[0])
     return folders if splits else []
 
 
 def read_split(root: Path, split: str, seed: int = 0) -> dict[str, list[str]]:
     """The images of 'train' or 'val', relative to ``root``, for each class.
 
-    Where ``root`` holds folders of classes instead of ``train`` and ``val``,
-    a fifth of each class, at least one image, is held out for 'val'. A hash
-    of the seed and the file name chooses them, whatever other files there are.
+    Without folders ``train`` and ``val``, a fifth of each class, at least one
+    image, is held out for 'val', chosen by a hash of seed and file name.
     """
     has_splits = not {'train', 'val'}.isdisjoint(split_folders(root))
     folder = root / split if has_splits else root
@@ -102,8 +98,7 @@ def decode(path: Path) -> np.ndarray | None:
 class ImageFolderDataset(BaseDataset):
     """Images in one folder for each class.
 
-    In training, an image that cannot be read is replaced by another one, with
-    a warning. In evaluation it is an error.
+    In training, an unreadable image is replaced by another, with a warning.
 
     Args:
         data_root (str): The folder. It holds either ``train`` and ``val``,
@@ -118,9 +113,8 @@ class ImageFolderDataset(BaseDataset):
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
 
     Raises:
-        UserError: If there is no such folder, ``split`` is another, the
-            folder holds a class that ``metainfo`` does not name, or, in
-            evaluation, an image cannot be read.
+        UserError: If there is no such folder, ``split`` is another, a class
+            is not in ``metainfo``, or, in evaluation, an image is unreadable.
     """
 
     def __init__(self, data_root: str, split: str, metainfo: dict,
@@ -128,10 +122,8 @@ class ImageFolderDataset(BaseDataset):
         if split not in ('train', 'val'):
             raise UserError("ImageFolderDataset's split must be 'train' or "
                             f"'val', but got {split!r}")
-        self.split = split
-        self.skip = frozenset(skip)
-        self.seed = seed
-        self.warned = set()
+        self.split, self.seed = split, seed
+        self.skip, self.warned = frozenset(skip), set()
         kwargs.setdefault('test_mode', split == 'val')
         super().__init__('', metainfo, data_root, **kwargs)
 
@@ -144,10 +136,9 @@ class ImageFolderDataset(BaseDataset):
             raise UserError(f'no folder {e.filename}: it should hold one '
                             'folder of images for each class') from e
         labels = self.class_to_idx
-        for name in classes:
-            if name not in labels:
-                raise UserError(f'{root} holds the class {name}, which is '
-                                f'not one of {some(list(labels), 6)}')
+        for name in classes.keys() - labels.keys():
+            raise UserError(f'{root} holds the class {name}, which is not one '
+                            f'of {some(list(labels), 6)}')
         return [dict(img_path=str(root / image), gt_label=labels[name])
                 for name, images in classes.items() for image in images
                 if image not in self.skip]
@@ -165,7 +156,6 @@ class ImageFolderDataset(BaseDataset):
             raise UserError(f'{message}: remove it, or let --check-images '
                             'find all such images and leave them out')
         if path not in self.warned:
-            self.warned.add(path)
             print_log(f'{message}: another one is used instead', 'current',
                       logging.WARNING)
-        return None
+        self.warned.add(path)

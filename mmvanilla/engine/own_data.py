@@ -34,21 +34,9 @@ def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     everywhere, and a top-k accuracy is removed where k is not below it.
     Wrappers of data sets are kept. The config needs no ``--data`` afterwards.
 
-    Args:
-        cfg (Config): The config, changed in place.
-        folder (str): A folder with ``train`` and ``val``, each with one
-            folder of images for each class, or with the latter alone: then a
-            fifth of each class is held out for ``val``.
-        checkpoint (str, optional): A trained network to evaluate. The config
-            gets its classes, and the folder may lack some of them, or
-            ``train``. Defaults to None: the config is for training.
-        check_images (bool): Whether to decode all images first and leave out
-            those that are unreadable. Defaults to False.
-
-    Raises:
-        UserError: If the config is not for classification or joins several
-            data sets, the folder is not as described above, it holds fewer
-            images than a batch, or the checkpoint does not name its classes.
+    With a ``checkpoint``, the config is for evaluating it: it gets the
+    checkpoint's classes, and the folder may lack some of them, or ``train``.
+    ``check_images`` decodes all images first and leaves out unreadable ones.
     """
     if scope_name(cfg) != 'mmpretrain':
         raise UserError(f'--data is for classification, but {cfg.filename} is '

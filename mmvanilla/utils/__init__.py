@@ -6,11 +6,6 @@ __all__ = ['UserError', 'register_all_modules']
 
 
 def register_all_modules(init_default_scope: bool = True) -> None:
-    """Register mmpretrain's modules, as ``mmengine.hub.get_model`` asks.
-
-    Args:
-        init_default_scope (bool): Whether to make ``mmpretrain`` the default
-            scope. Defaults to True.
-    """
+    """Register mmpretrain's modules, as ``mmengine.hub.get_model`` asks."""
     from mmpretrain.utils import register_all_modules
     register_all_modules(init_default_scope)

@@ -26,11 +26,7 @@ KEYS = {
 
 
 def parse_cfg_options(pairs: Sequence[str] | None) -> dict:
-    """Parse ``KEY=VALUE`` pairs with mmengine's ``DictAction``.
-
-    Raises:
-        UserError: If one of them has no "=".
-    """
+    """Parse ``KEY=VALUE`` pairs with mmengine's ``DictAction``."""
     for pair in pairs or ():
         if '=' not in pair:
             raise UserError('--cfg-options takes KEY=VALUE, without spaces '
@@ -43,18 +39,10 @@ def parse_cfg_options(pairs: Sequence[str] | None) -> dict:
 def read_config(path: str,
                 cfg_options: dict | None = None,
                 allow_new_keys: bool = False) -> Config:
-    """Read a config of any OpenMMLab toolbox.
+    """Read a config of any OpenMMLab toolbox, if that is installed.
 
-    Args:
-        path (str): The config file.
-        cfg_options (dict, optional): Values by dotted keys that replace
-            those of the file, from ``--cfg-options``. Defaults to None.
-        allow_new_keys (bool): Whether their first keys may be unknown.
-            Defaults to False.
-
-    Raises:
-        UserError: If there is no such file, it is not a config, an option
-            has an unknown key, or the config's toolbox is not installed.
+    ``cfg_options`` are values by dotted keys, whose first keys must be known
+    unless ``allow_new_keys``.
     """
     if not osp.isfile(path):
         raise UserError(f'no config at {path}')
@@ -134,11 +122,7 @@ def check_parts(cfg: Config, what: str, *names: str) -> None:
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Build a config's model, in eval mode, without loading weights.
-
-    Raises:
-        UserError: If the config has no model, or one that does not build.
-    """
+    """Build a config's model, in eval mode, without loading weights."""
     check_parts(cfg, 'building it', 'model')
     with scope_of(cfg):
         # `init_cfg` is not applied, nor its weights downloaded: callers load

@@ -16,9 +16,6 @@ def write_beside(*paths: str | Path) -> Iterator[list[Path]]:
     They are in a temporary folder beside the first path, with the same names.
     They are flushed to the disk and then renamed, in the given order. On an
     exception the folder is removed and no path changes.
-
-    Raises:
-        UserError: If the disk is full or cannot be written to.
     """
     paths = [Path(path) for path in paths]
     try:
@@ -44,26 +41,20 @@ def check_output(path: str | Path,
                  force: bool = False) -> None:
     """Refuse an output file that cannot or must not be written.
 
-    Args:
-        path (str | Path): The file to write.
-        inputs (Iterable[str | Path]): Files that the same command reads.
-            Defaults to ().
-        force (bool): Whether to replace an existing file. Defaults to False.
-
-    Raises:
-        UserError: If its folder is missing or not writable, or the path is a
-            folder, one of ``inputs``, or, without ``force``, exists.
+    These are a path in no writable folder, a folder, one of ``inputs`` and,
+    without ``force``, an existing file.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f'cannot write to {path}: the folder {path.parent} '
                         'does not exist')
-    if path.exists() and not path.is_file():
+    exists = os.path.exists(path)  # Path.exists fails for a long name
+    if exists and not path.is_file():
         raise UserError(f'cannot write to {path}: it is not a regular file')
-    if any(os.path.exists(x) and os.path.exists(path) and os.path.samefile(
-            path, x) for x in inputs):
+    if exists and any(
+            os.path.exists(x) and os.path.samefile(path, x) for x in inputs):
         raise UserError(f'cannot write to {path}: this command reads it')
-    if path.exists() and not force:
+    if exists and not force:
         raise UserError(f'cannot write to {path}: it exists; use another '
                         'name, or --force to replace it')
     try:

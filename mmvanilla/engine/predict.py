@@ -7,16 +7,16 @@ mmsegmentation. The weights of a config OUT.py default to OUT.pth beside it.
 import argparse
 import difflib
 import os.path as osp
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 
 import mmcv
 import numpy as np
-import torch
-from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
-from mmengine.registry import VISUALIZERS
-from mmpretrain.apis import ModelHub, list_models
+from mmpretrain import ImageClassificationInferencer, list_models
+from mmpretrain.apis import ModelHub
+from mmpretrain.registry import TRANSFORMS
+from mmpretrain.visualization import UniversalVisualizer
 
 from ..checkpoints import load_checkpoint, load_state_dict
 from ..checkpoints.read import safe_reading
@@ -24,10 +24,9 @@ from ..datasets import image_folder
 from ..utils import configs
 from ..utils.errors import UserError, exit_on_user_error
 from ..utils.terminal import markdown_table, some, track
-from .own_data import set_num_classes, with_loading
+from .own_data import set_num_classes
 
 
-@torch.no_grad()
 def predict(images: str, model: str, checkpoint: str | None = None,
             out: str | None = None, deploy: bool = False, top: int = 5) -> str:
     """Predict images as the command does; return its Markdown table."""
@@ -47,10 +46,11 @@ def predict(images: str, model: str, checkpoint: str | None = None,
     with safe_reading():
         cfg, checkpoint = _find_model(model, checkpoint)
         with configs.scope_of(cfg):
-            header, predict_one = _predictor(cfg, checkpoint, deploy, out)
+            header, predict_one = _predictor(cfg, checkpoint, deploy)
             for name in track(names, 'predicting', len(names)):
+                drawn = '' if out is None else osp.join(out, name)
                 try:
-                    found = predict_one(root, name)
+                    found = list(predict_one(str(root / name), drawn))
                 except Exception:
                     if image_folder.decode(root / name) is not None:
                         raise
@@ -81,85 +81,121 @@ def _find_model(model, checkpoint):
     return cfg, checkpoint or found
 
 
-def _predictor(cfg, checkpoint, deploy, out) -> tuple[list, Callable]:
-    """The columns of a toolbox's table, and what makes an image's rows."""
+def _predictor(cfg, checkpoint, deploy):
     scope = configs.scope_name(cfg)
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     dataset = configs.unwrap_dataset(loader.get('dataset') or {})
-    if scope not in _TOOLBOXES or not dataset.get('pipeline'):
+    if scope not in _PREDICTORS or not dataset.get('pipeline'):
         raise UserError(
             f'cannot predict with {cfg.filename}, which must be a config of '
-            f'{", ".join(_TOOLBOXES)} with a pipeline in test_dataloader')
+            f'{", ".join(_PREDICTORS)} with a pipeline in test_dataloader')
     configs.check_parts(cfg, 'prediction', 'model')
+    build, *header = _PREDICTORS[scope]
     content = load_checkpoint(checkpoint)
     meta = content.get('meta') or {}
     known = configs.class_names(cfg, meta)
     if scope == 'mmpretrain' and len(known) != len(
             configs.class_names(cfg, {})):
         set_num_classes(cfg, len(known))  # trained with --data
-    model = configs.build_model(cfg).to(get_device())
-    load_state_dict(model, content.get('state_dict', content), checkpoint)
-    if deploy:
-        from ..reparam.merge import switch_loaded
-        switch_loaded(model, checkpoint)
-    pipeline = Compose([
-        x for x in with_loading(dataset, configs.image_channels(cfg))
-        if not configs.type_name(x).endswith('Annotations')])
-    visualizer, draw, list_rows, *header = _TOOLBOXES[scope]
-    visualizer = VISUALIZERS.get(f'{scope}.{visualizer}')()
     # Numbers and random colors are for classes without.
-    classes = known + [str(i) for i in range(len(known), 30000)]
     colors = np.random.default_rng(0).integers(0, 256, (30000, 3)).tolist()
     palette = (meta.get('dataset_meta') or {}).get('palette') or ()
-    visualizer.dataset_meta = dict(classes=classes, palette=[
-        *map(tuple, palette), *map(tuple, colors[len(palette):])])
-
-    def predict_one(root, name):
-        path = str(root / name)
-        batch = pseudo_collate([pipeline(dict(img_path=path, img_id=0))])
-        sample = model.test_step(batch)[0].cpu()
-        if out is not None:
-            # OpenCV cannot write other formats, or not in color.
-            plain = name.lower().endswith(('.jpg', '.jpeg', '.png'))
-            getattr(visualizer, draw)(
-                name='', image=mmcv.imread(path, channel_order='rgb'),
-                data_sample=sample, draw_gt=False,
-                out_file=osp.join(out, name if plain else f'{name}.png'))
-        return list_rows(sample, classes)
-
+    look = dict(
+        classes=known + [str(i) for i in range(len(known), 30000)],
+        palette=[*map(tuple, palette), *map(tuple, colors[len(palette):])])
+    for transform in dataset.pipeline:  # inferencers look for plain names
+        if configs.type_name(transform).startswith('Load'):
+            transform['type'] = configs.type_name(transform)
+    cfg.test_dataloader = dict(dataset=dataset)
+    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    try:
+        with warnings.catch_warnings():  # that no weights are loaded yet
+            warnings.simplefilter('ignore')
+            inferencer, predict_one = build(cfg, look)
+    except (AssertionError, AttributeError, ImportError, KeyError, TypeError,
+            ValueError) as e:
+        raise UserError(f'cannot build the model of {cfg.filename}: '
+                        f'{type(e).__name__}: {e}') from e
+    # The inferencers only log keys that do not fit.
+    load_state_dict(
+        inferencer.model, content.get('state_dict', content), checkpoint)
+    if deploy:
+        from ..reparam.merge import switch_loaded
+        switch_loaded(inferencer.model, checkpoint)
     return header, predict_one
 
 
-def _list_scores(sample, classes):
-    best = sample.pred_score.sort(descending=True, stable=True)
-    return [(classes[i], f'{score:.4f}') for score, i in zip(
-        best.values.tolist(), best.indices.tolist())]
+def _classifier(cfg, look):
+    dataset = cfg.test_dataloader.dataset
+    dataset.type = 'CustomDataset'  # the inferencer looks for its classes
+    # Images are read here, in the channels that the network needs.
+    load = dict(type='LoadImageFromFile')
+    if dataset.pipeline[0].type == load['type']:
+        load = dataset.pipeline[0]
+    if configs.image_channels(cfg) == 1:
+        load.setdefault('color_type', 'grayscale')
+    read = TRANSFORMS.build(load)
+    inferencer = ImageClassificationInferencer(cfg, False, get_device())
+    visualizer, classes = UniversalVisualizer(), look['classes']
+
+    def predict_one(path, drawn):
+        # Not inferencer(image), which shows a progress bar for each image.
+        batch, = inferencer.preprocess([read(dict(img_path=path))['img']])
+        sample, = inferencer.forward(batch)
+        if drawn:
+            # OpenCV cannot write other formats, or not in color.
+            known = drawn.lower().endswith(('.jpg', '.jpeg', '.png'))
+            visualizer.visualize_cls(
+                mmcv.imread(path, channel_order='rgb'), sample, classes,
+                draw_gt=False, out_file=drawn if known else f'{drawn}.png')
+        best = sample.pred_score.sort(descending=True, stable=True)
+        for score, label in zip(best.values.tolist(), best.indices.tolist()):
+            yield classes[label], f'{score:.4f}'
+
+    return inferencer, predict_one
 
 
-def _list_boxes(sample, classes):
-    found = sample.pred_instances
-    boxes = sorted(zip(found.scores.tolist(), found.labels.tolist(),
-                       found.bboxes.tolist()), reverse=True)
-    return [(classes[i], f'{score:.4f}', ', '.join(f'{x:.1f}' for x in box))
-            for score, i, box in boxes] or [('nothing', '', '')]
+def _detector(cfg, look):
+    from mmdet.apis import DetInferencer
+    cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))
+    inferencer = DetInferencer(cfg, None, get_device(), show_progress=False)
+    inferencer.model.dataset_meta.update(look)  # also the visualizer's
+
+    def predict_one(path, drawn):
+        found, = inferencer(path, no_save_vis=not drawn,
+                            out_dir=osp.dirname(drawn))['predictions']
+        boxes = zip(found['scores'], found['labels'], found['bboxes'])
+        for score, label, box in sorted(boxes, reverse=True):
+            corners = ', '.join(f'{x:.1f}' for x in box)
+            yield look['classes'][label], f'{score:.4f}', corners
+        if not found['scores']:
+            yield 'nothing', '', ''
+
+    return inferencer, predict_one
 
 
-def _list_shares(sample, classes):
-    labels = sample.pred_sem_seg.data
-    counts = labels.flatten().bincount().sort(descending=True, stable=True)
-    return [(classes[i], f'{100 * count / labels.numel():.1f} %')
-            for count, i in zip(counts.values.tolist(),
-                                counts.indices.tolist()) if count]
+def _segmentor(cfg, look):
+    from mmseg.apis import MMSegInferencer
+    cfg.setdefault('visualizer', dict(type='SegLocalVisualizer'))
+    inferencer = MMSegInferencer(
+        cfg, device=get_device(), show_progress=False)
+    inferencer.model.dataset_meta = look
+
+    def predict_one(path, drawn):
+        labels = inferencer(path, out_dir=osp.dirname(drawn))['predictions']
+        found, counts = np.unique(labels, return_counts=True)
+        for i in np.argsort(-counts):
+            share = f'{100 * counts[i] / labels.size:.1f} %'
+            yield look['classes'][found[i]], share
+
+    return inferencer, predict_one
 
 
-# A toolbox's visualizer, what draws and lists, the columns of the table.
-_TOOLBOXES = dict(
-    mmpretrain=('UniversalVisualizer', 'visualize_cls', _list_scores,
-                'class', 'score'),
-    mmdet=('DetLocalVisualizer', 'add_datasample', _list_boxes,
-           'class', 'score', 'box (x1, y1, x2, y2)'),
-    mmseg=('SegLocalVisualizer', 'add_datasample', _list_shares,
-           'class', 'share of pixels'))
+# How to open a toolbox's model, and the columns of its table.
+_PREDICTORS = dict(
+    mmpretrain=(_classifier, 'class', 'score'),
+    mmdet=(_detector, 'class', 'score', 'box (x1, y1, x2, y2)'),
+    mmseg=(_segmentor, 'class', 'share of pixels'))
 
 
 @exit_on_user_error

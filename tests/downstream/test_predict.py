@@ -63,6 +63,6 @@ def test_predicts_as_the_toolbox_does(
                  for x in cell.removesuffix('%').split(',')] for row in (a, b))
         assert a == pytest.approx(b, abs=0.11, rel=1e-3)
     for folder in ('a', 'b'):
-        given, drawn = (np.asarray(Image.open(root / folder / 'x.png'))
-                        for root in (tmp_path / 'images', tmp_path))
+        given, drawn = (np.asarray(Image.open(tmp_path / name)) for name in (
+            f'images/{folder}/x.png', f'{folder}/vis/x.png'))
         assert given.shape == drawn.shape and (given != drawn).any()

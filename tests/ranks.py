@@ -19,11 +19,7 @@ from mmvanilla.layers import find_activations
 
 @HOOKS.register_module(force=True)
 class SaveEachRank(Hook):
-    """Save what each process, and not the first alone, has at the end.
-
-    Args:
-        folder (str): Where ``rank0.pth`` and so on go.
-    """
+    """Save what each process has at the end as ``rank0.pth`` and so on."""
 
     priority = 'LOWEST'
 
@@ -65,10 +61,7 @@ class DoublePreprocessor(ClsDataPreprocessor):
 
 
 def load_official(rank: int, port: str, url: str, folder: str) -> None:
-    """Load by name before and after there is a process group.
-
-    Write how many entries each checkpoint has to ``folder``.
-    """
+    """Load by name before and after there is a process group."""
     load = CheckpointLoader.load_checkpoint
     torch.set_num_threads(1)
     hub.URL = url

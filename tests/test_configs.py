@@ -36,6 +36,8 @@ RECIPE = {
     '13-x1.5': (3.5e-3, 0.25, 0.4, 1.0),
     '13-x1.5-ada': (3.5e-3, 0.25, 0.4, 1.0),
 }
+TOP1 = dict(zip(RECIPE, (72.49, 76.36, 77.98, 79.13, 79.87, 80.57, 81.08,
+                         81.55, 82.05, 82.53, 83.11)))
 BATCH = 2
 EPOCH_LENGTH = 4
 
@@ -142,6 +144,9 @@ def test_metafile_counts_its_network(name):
         'Parameters': deploy['parameters'], 'FLOPs': deploy['macs'],
         'Parameters (train form)': train['parameters'],
         'FLOPs (train form)': train['macs']}
+    # The paper's, under the name that other models of the hub have.
+    assert list(info.results[0].metrics) == ['Top 1 Accuracy']
+    assert info.results[0].metrics['Top 1 Accuracy'] == TOP1[name]
     scheme, _, published = info.weights.partition('://')
     assert scheme == 'vanillanet' and PUBLISHED[published]['arch'] == name
 

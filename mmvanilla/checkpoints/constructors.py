@@ -1,8 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Checked functions for the names that mmengine's checkpoints hold.
-
-torch's safe reader calls them instead of the functions of those names.
-"""
+"""Checked functions that torch's safe reader calls for mmengine's names."""
 import math
 from argparse import Namespace
 from pathlib import PurePath
@@ -11,9 +8,7 @@ from pickle import UnpicklingError
 import numpy as np
 from mmengine.logging import HistoryBuffer
 
-DTYPES = (
-    'b1', 'i1', 'u1', 'i2', 'u2', 'i4', 'u4', 'i8', 'u8', 'f2', 'f4', 'f8')
-STATISTICS = ('min', 'max', 'current', 'mean')
+DTYPES = 'b1 i1 u1 i2 u2 i4 u4 i8 u8 f2 f4 f8'.split()
 
 
 def _need(condition: bool, what: str) -> None:
@@ -30,8 +25,8 @@ class _DType:
         self.dtype = np.dtype(kind)
 
     def __setstate__(self, state) -> None:
-        _need(state[1:] in [(order, None, None, None, -1, -1, 0)
-                            for order in '<|'], 'a dtype is not a plain one')
+        _need(state[1] in '<|' and state[2:] == (None, None, None, -1, -1, 0),
+              'a dtype is not a plain one')
 
 
 class _Array(np.ndarray):
@@ -82,13 +77,9 @@ class _History(HistoryBuffer):
 
 def _statistic(owner, name):
     """Replace ``getattr``, by which a HistoryBuffer names its statistics."""
-    _need(owner is _History and name in STATISTICS,
+    _need(owner is _History and name in ('min', 'max', 'current', 'mean'),
           f'Unsupported global: GLOBAL getattr(...,{name!r:.40})')
     return getattr(HistoryBuffer, name)
-
-
-def _no_bytes() -> bytes:
-    return b''
 
 
 ALLOWED = [
@@ -100,7 +91,7 @@ ALLOWED = [
     *[(function, f'{core}.multiarray.{name}')
       for core in ('numpy.core', 'numpy._core')
       for function, name in [(_array, '_reconstruct'), (_scalar, 'scalar')]],
-    (_no_bytes, 'builtins.bytes'),
+    (lambda: b'', 'builtins.bytes'),
     (slice, 'builtins.slice'),
     (Namespace, 'argparse.Namespace'),
     (PurePath, 'pathlib.PosixPath'),

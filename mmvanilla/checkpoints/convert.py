@@ -11,16 +11,13 @@ from ..utils.files import check_output, write_beside
 from ..utils.requirements import require
 from ..utils.terminal import some
 from .hub import SCHEME, read_official, root
-from .official import describe, describe_backbone, is_detector, to_authors
+from .official import describe, to_authors
 from .read import read_checkpoint
 
-# Configs of the two detectors of the authors' release, each with an entry
-# that only this one has.
+# By an entry that only it has, the config of each official detector.
 DETECTORS = {
-    'bbox_head.retina_cls.weight':
-    'retinanet_vanillanet-13_fpn_8xb4-ms-1x_coco.py',
-    'roi_head.mask_head.conv_logits.weight':
-    'mask-rcnn_vanillanet-13_fpn_8xb4-ms-1x_coco.py'
+    'bbox_head.retina_cls.weight': 'retinanet',
+    'roi_head.mask_head.conv_logits.weight': 'mask-rcnn'
 }
 
 
@@ -68,66 +65,55 @@ def convert(src: str | Path,
     else:
         content = checkpoint = read_official(src, key)
     state_dict, meta = content['state_dict'], content['meta']
-    if is_detector(state_dict):
-        cfg, notes = _detector_config(state_dict), []
-        title = cfg.model.type
-    else:
-        model = describe(state_dict)
+    model = describe(state_dict)
+    if 'head' in model:
         notes = _settle_arch(model, f'{meta.get("model")} {src.stem}')
         cfg = _test_config(model)
         title = f'{model["head"]["num_classes"]} classes'
+    else:
+        cfg, notes = _detector_config(state_dict, model['backbone']), []
+        title = cfg.model.type
     cfg.load_from = load_from
     with write_beside(dst, config) as (weights, py):
         torch.save(checkpoint, weights)
         py.write_text(cfg.pretty_text, encoding='utf-8')
     backbone = cfg.model.backbone
+    form = 'deploy' if backbone.get('deploy') else 'train'
     return '\n'.join([
-        f'{src} -> {dst} and {config}',
-        f'VanillaNet {backbone["arch"]}, '
-        f'{"deploy" if backbone.get("deploy") else "train"} form, '
-        f'n = {backbone["act_num"]}, {title}', *notes
+        f'{src} -> {dst} and {config}', f'VanillaNet {backbone["arch"]}, '
+        f'{form} form, n = {backbone["act_num"]}, {title}', *notes
     ])
 
 
 def _to_authors(src: Path, key: str | None) -> tuple[dict, dict]:
     """Read a file of ours: its content, and the authors' checkpoint."""
     content = read_checkpoint(src)
-    if 'state_dict' not in content:
-        raise UserError(f'{src} holds no state_dict: it is not a checkpoint '
-                        'of mmvanilla')
-    meta = content.get('meta')
-    content['meta'] = meta = meta if isinstance(meta, dict) else {}
+    if not isinstance(content.get('meta'), dict):
+        content['meta'] = {}
     try:
-        weights = to_authors(content['state_dict'])
+        weights = to_authors(content.get('state_dict'))
     except UserError as e:
         raise UserError(f'cannot convert {src}: {e}') from e
-    if not is_detector(content['state_dict']):
+    if any(key.startswith('head.') for key in content['state_dict']):
         return content, {key or 'model': weights}
-    classes = (meta.get('dataset_meta') or {}).get('classes', ())
+    classes = (content['meta'].get('dataset_meta') or {}).get('classes', ())
     return content, dict(
         meta=dict(CLASSES=tuple(classes)), state_dict=weights)
 
 
 def _settle_arch(model: dict, name: str) -> list[str]:
-    """Set ``arch`` by names where tensors do not tell; return open questions.
-
-    ``name`` has the names of the model and of the file.
-    """
+    """Set ``arch`` by the names of model and file; return open questions."""
     arch = model['backbone']['arch']
     if isinstance(arch, dict):
-        return [
-            'Not the widths of a published variant: assuming stride 2 where '
-            'the width grows, and no adaptive pooling. Correct arch in the '
-            'config if the network was another.'
-        ]
+        return ['Not the widths of a published variant: assuming stride 2 '
+                'where the width grows, and no adaptive pooling. Correct arch '
+                'in the config if the network was another.']
     if arch == '13-x1.5' and re.search('(?<![a-z])ada(?![a-z])', name):
         model['backbone']['arch'] = '13-x1.5-ada'
     elif arch == '13-x1.5' and not re.search('x1[._]5', name):
-        return [
-            'The tensors of 13-x1.5 and of 13-x1.5-ada are alike, and neither '
-            'the file nor its args name one: assuming 13-x1.5. Correct arch '
-            'in the config if the network was the other.'
-        ]
+        return ['The tensors of 13-x1.5 and of 13-x1.5-ada are alike, and '
+                'neither the file nor its args name one: assuming 13-x1.5. '
+                'Correct arch in the config if the network was the other.']
     return []
 
 
@@ -136,27 +122,25 @@ def _test_config(model: dict) -> Config:
     base = root() / 'configs' / '_base_'
     config = Config.fromfile(base / 'default_runtime.py')
     data = Config.fromfile(base / 'datasets' / 'imagenet.py')
-    config.data_preprocessor = dict(
-        data.data_preprocessor, num_classes=model['head']['num_classes'])
-    config.model = model
-    config.test_dataloader = data.test_dataloader
-    config.test_evaluator = data.test_evaluator
-    config.test_cfg = dict()
+    data.data_preprocessor.num_classes = model['head']['num_classes']
+    for key in ('data_preprocessor', 'test_dataloader', 'test_evaluator'):
+        config[key] = data[key]
+    config.update(model=model, test_cfg=dict())
     return config
 
 
-def _detector_config(state_dict: dict) -> Config:
+def _detector_config(state_dict: dict, backbone: dict) -> Config:
     """Make the config that builds a detector from its state dict."""
     entry = next((key for key in DETECTORS if key in state_dict), None)
     if entry is None:
         raise UserError(
             'this is neither a RetinaNet nor a Mask R-CNN: it holds '
             f'{some([key for key in state_dict if "head" in key])}')
-    backbone = describe_backbone(state_dict)
     require('mmdet')  # whose configs this one inherits from
-    cfg = Config.fromfile(root() / 'configs' / 'detection' / DETECTORS[entry])
+    name = f'{DETECTORS[entry]}_vanillanet-13_fpn_8xb4-ms-1x_coco.py'
+    cfg = Config.fromfile(root() / 'configs' / 'detection' / name)
     model = cfg.model
-    model.backbone.update({k: v for k, v in backbone.items() if k != 'type'})
+    model.backbone.update(backbone, type=model.backbone.type)
     model.backbone.pop('init_cfg', None)
     # Widths and numbers of classes may differ from those of the release.
     try:
@@ -164,14 +148,13 @@ def _detector_config(state_dict: dict) -> Config:
             state_dict[f'neck.lateral_convs.{i}.conv.weight'].shape[1]
             for i in range(len(model.neck.in_channels))
         ]
-        if 'roi_head' in model:
-            for head in (model.roi_head.bbox_head, model.roi_head.mask_head):
-                head.num_classes = state_dict[entry].shape[0]
+        classes, heads = len(state_dict[entry]), model.get('roi_head')
+        if heads:
+            heads.bbox_head.num_classes = classes
+            heads.mask_head.num_classes = classes
         else:
-            anchors = state_dict['bbox_head.retina_reg.weight'].shape[0] // 4
-            model.bbox_head.num_classes = (
-                state_dict[entry].shape[0] // anchors)
-    except KeyError as e:
-        raise UserError(
-            f'the entry {e} of a {model.type} is missing') from e
+            boxes = len(state_dict['bbox_head.retina_reg.weight'])
+            model.bbox_head.num_classes = classes * 4 // boxes
+    except (LookupError, TypeError, ZeroDivisionError) as e:
+        raise UserError(f'this is not a whole {model.type}: {e}') from e
     return cfg

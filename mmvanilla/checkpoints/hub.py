@@ -1,8 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Official weights and our models by name: ``vanillanet://``, the index.
-
-Importing this module registers both.
-"""
+"""Register the scheme ``vanillanet://`` and the index of our models."""
 import os
 import sys
 import time
@@ -17,8 +14,8 @@ from mmpretrain.apis import ModelHub
 from ..utils.errors import UserError
 from ..utils.files import write_beside
 from ..utils.terminal import some
-from .official import from_authors, official_prefix
-from .read import read_checkpoint
+from .official import from_authors
+from .read import official_prefix, read_checkpoint
 
 # The authors' published weights: name of the file, arguments of the network.
 PUBLISHED = {
@@ -34,42 +31,23 @@ PUBLISHED = {
 SCHEME = 'vanillanet://'
 URL = 'https://github.com/huawei-noah/VanillaNet/releases/download/ckpt/'
 WAIT = 1800  # seconds that processes wait for the one that downloads
-# What launchers tell a process of its number on its machine.
 LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
 
 
 def root() -> Path:
-    """The folder of ``configs`` and ``model-index.yml``.
-
-    This is the root of a clone, or ``.mim`` of an installed package.
-    """
+    """The folder of ``configs``: the root of a clone, or ``.mim``."""
     package = Path(__file__).resolve().parents[1]
-    if (package.parent / 'model-index.yml').is_file():
-        return package.parent
-    return package / '.mim'
+    clone = (package.parent / 'model-index.yml').is_file()
+    return package.parent if clone else package / '.mim'
 
 
 def read_official(path: str | Path, key: str | None = None) -> dict:
-    """Read a file in the authors' format.
-
-    Args:
-        path (str | Path): A classifier or a detector.
-        key (str, optional): The entry to read. Defaults to None: 'model_ema',
-            or 'model' where there is none, or the file is a state dict.
-
-    Returns:
-        dict: ``state_dict`` with our keys, and ``meta``: the name of the
-        ``model`` and, for a detector, ``dataset_meta``.
-
-    Raises:
-        UserError: If it cannot be read or is not in that format.
-    """
+    """Read an entry of a file in the authors' format as in our format."""
     content = read_checkpoint(path)
     detector = official_prefix(content.get('state_dict')) == 'backbone.'
     if 'state_dict' in content and not detector:
-        raise UserError(f"{path} holds state_dict: it is not in the authors' "
-                        'format but in that of mmengine, and needs no '
-                        'converting')
+        raise UserError(f"{path} holds state_dict: it is in mmengine's format "
+                        "and not the authors', and needs no converting")
     if key and not detector and key not in content:
         raise UserError(f'{path} holds no {key}, but {some(list(content))}')
     keys = ('state_dict', ) if detector else (key, ) if key else (
@@ -82,35 +60,28 @@ def read_official(path: str | Path, key: str | None = None) -> dict:
     name = getattr(content.get('args'), 'model', None) or Path(path).stem
     meta = dict(model=str(name))
     theirs = content.get('meta')
-    if detector and isinstance(theirs, dict) and theirs.get('CLASSES'):
-        classes = tuple(map(str, theirs['CLASSES']))
-        meta['dataset_meta'] = dict(classes=classes)
+    classes = theirs.get('CLASSES') if isinstance(theirs, dict) else None
+    if detector and isinstance(classes, (list, tuple)):
+        meta['dataset_meta'] = dict(classes=tuple(map(str, classes)))
     return dict(state_dict=state_dict, meta=meta)
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)
 def load_from_vanillanet(filename: str, map_location=None) -> dict:
-    """Load a published file by its name, or a local one by its path.
-
-    The tensors are on the CPU: mmengine copies them to the model's device.
-    """
+    """Load a published file by its name, or a local one, on the CPU."""
     name = filename.removeprefix(SCHEME)
     if not name.startswith('/') and name not in PUBLISHED:
         raise UserError(f'{SCHEME}{name} is not known; there are '
                         f'{", ".join(PUBLISHED)}, and '
                         'vanillanet:///path/to/file.pth')
-    path = Path(name) if name.startswith('/') else _download(name)
-    content = read_official(path)
+    content = read_official(name if name[0] == '/' else _download(name))
     content['meta']['source'] = filename
     return content
 
 
 def _download(name: str) -> Path:
-    """Download a file into torch.hub's cache, once for each machine.
-
-    Its first process downloads and the others wait for the file. mmengine's
-    ``get_local_rank`` fails in a process group and is 0 outside of one.
-    """
+    """Download a file into torch.hub's cache, once for each machine."""
+    # mmengine's get_local_rank fails in a process group, and is 0 without.
     url = f'{URL}{name}.pth'
     path = Path(torch.hub.get_dir(), 'checkpoints', f'{name}.pth')
     rank = next(filter(None, map(os.environ.get, LOCAL_RANKS)), '0')
@@ -136,9 +107,8 @@ def _download(name: str) -> Path:
     return path
 
 
-# `mmvanilla::...` in configs: mmengine searches the folder of this "package".
-# In editable installs, mmengine 0.10.7 finds that of a module but not of a
-# distribution.
+# For `mmvanilla::...` in configs. In editable installs, mmengine 0.10.7 finds
+# the folder of a module but not of a distribution.
 MODULE2PACKAGE.setdefault('mmvanilla', 'mmvanilla.version')
 ModelHub.register_model_index(
     root() / 'model-index.yml', config_prefix=root())

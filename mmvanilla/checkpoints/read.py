@@ -3,7 +3,7 @@
 import os
 import re
 import zipfile
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,43 +16,9 @@ from torch import nn
 from ..utils.errors import UserError
 from ..utils.terminal import some
 from .constructors import ALLOWED, NAMES
-from .official import official_prefix
 
 UNREADABLE = ('is not a checkpoint that torch reads safely, or is cut short '
               'or damaged')
-
-
-@contextmanager
-def _allowed_names() -> Iterator[None]:
-    """Let torch's safe reader use the names in ``ALLOWED``."""
-    known = torch.serialization.get_safe_globals()
-    # Which of two entries of a name torch calls is left to chance.
-    others = [
-        entry for entry in known if entry not in ALLOWED and
-        (entry[1] if isinstance(entry, tuple) else
-         f'{entry.__module__}.{entry.__qualname__}') in NAMES
-    ]
-    with torch.serialization.safe_globals(others):
-        pass  # leaving it removes them
-    try:
-        with torch.serialization.safe_globals(
-            [entry for entry in ALLOWED if entry not in known]):
-            yield
-    finally:
-        torch.serialization.add_safe_globals(others)
-
-
-@contextmanager
-def _entries(mapping: MutableMapping, **values) -> Iterator[None]:
-    """Set entries of a mapping, and restore them at the end."""
-    before = {key: mapping[key] for key in values if key in mapping}
-    mapping.update(values)
-    try:
-        yield
-    finally:
-        for key in values:
-            mapping.pop(key, None)
-        mapping.update(before)
 
 
 @contextmanager
@@ -70,19 +36,38 @@ def safe_reading(source: str = 'a checkpoint') -> Iterator[None]:
         UserError: If a checkpoint is refused, missing, damaged or cannot be
             downloaded.
     """
-    # OneDL's mmengine adds the real ``getattr`` and ``numpy.ndarray`` to the
-    # names, with which a checkpoint can run code.
-    with _allowed_names(), _entries(
-            vars(checkpoint), get_torch_safe_globals=list), _entries(
-                os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='1',
-                TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0'):
-        try:
+    known = torch.serialization.get_safe_globals()
+    # Which of two entries of a name torch calls is left to chance.
+    others = [x for x in known if x not in ALLOWED and (
+        x[1] if isinstance(x, tuple) else f'{x.__module__}.{x.__qualname__}'
+    ) in NAMES]
+    with torch.serialization.safe_globals(others):
+        pass  # leaving it removes them
+    settings = [
+        # OneDL's mmengine adds the real ``getattr`` and ``numpy.ndarray`` to
+        # the names, with which a checkpoint can run code.
+        (vars(checkpoint), 'get_torch_safe_globals', list),
+        (os.environ, 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1'),
+        (os.environ, 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '0')
+    ]
+    before = [mapping.get(key) for mapping, key, _ in settings]
+    for mapping, key, value in settings:
+        mapping[key] = value
+    try:
+        with torch.serialization.safe_globals(
+            [x for x in ALLOWED if x not in known]):
             yield
-        except Exception as e:
-            problem = _problem(e)
-            if problem is None:
-                raise
-            raise UserError(f'{source} {problem}') from e
+    except Exception as e:
+        problem = _problem(e)
+        if problem is None:
+            raise
+        raise UserError(f'{source} {problem}') from e
+    finally:
+        for (mapping, key, _), value in zip(settings, before):
+            del mapping[key]
+            if value is not None:
+                mapping[key] = value
+        torch.serialization.add_safe_globals(others)
 
 
 def _problem(error: Exception) -> str | None:
@@ -91,11 +76,10 @@ def _problem(error: Exception) -> str | None:
     if isinstance(error, UnpicklingError):
         name = re.search(r'GLOBAL (\S+)', text)
         if name:
-            name = name[1].encode('ascii', 'backslashreplace').decode()
-            return (f'is refused: it asks for {name[:100]}, which may run '
-                    'code; if you trust the file, save its weights with '
-                    "torch.save(torch.load(PATH, weights_only=False)"
-                    "['state_dict'], NEW) and give NEW")
+            return (f'is refused: it asks for {ascii(name[1])[1:-1]:.100}, '
+                    'which may run code; if you trust the file, save its '
+                    'weights with torch.save(torch.load(PATH, weights_only='
+                    "False)['state_dict'], NEW) and give NEW")
     elif isinstance(error, URLError):
         return f'cannot be downloaded: {error}'
     elif isinstance(error, FileNotFoundError) and text.endswith(
@@ -114,8 +98,7 @@ def read_checkpoint(path: str | Path) -> dict:
         path (str | Path): The file.
 
     Returns:
-        dict: The content of the file, tensors on the CPU. They are read from
-        the file when they are used, where its format allows.
+        dict: The content of the file, tensors on the CPU.
 
     Raises:
         UserError: If there is no such file, or it is not a checkpoint, is
@@ -125,18 +108,39 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f'cannot read {path}: there is no such file')
     try:
-        mmap = zipfile.is_zipfile(path)
-        if mmap:
-            with zipfile.ZipFile(path) as archive:
-                mmap = not any(x.compress_type for x in archive.infolist())
-        with _allowed_names():
-            content = torch.load(
-                path, map_location='cpu', weights_only=True, mmap=mmap)
+        with safe_reading(str(path)):
+            _check_bytes(path)
+            # Not with mmap, which crashes where the file is written again.
+            content = torch.load(path, map_location='cpu', weights_only=True)
+    except UserError:
+        raise
     except PermissionError as e:
         raise UserError(f'cannot read {path}: {e.strerror}') from e
     except Exception as e:  # torch's reader may raise any
-        raise UserError(f'{path} {_problem(e) or UNREADABLE}') from e
+        raise UserError(f'{path} {UNREADABLE}') from e
     return _checked(content, str(path))
+
+
+def _check_bytes(path: Path) -> None:
+    """Compare the file with its checksums, which torch does not read."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # torch may save without checksums: all of them are 0 then.
+            if sum(x.file_size for x in records) > path.stat().st_size or (
+                    any(x.CRC for x in records) and archive.testzip()):
+                raise UnpicklingError('the bytes are not those of its records')
+
+
+def official_prefix(state_dict) -> str | None:
+    """The prefix of the authors' keys in a state dict, None without them."""
+    if isinstance(state_dict, dict):
+        for prefix in ('', 'module.', 'backbone.'):
+            act, *stems = (f'{prefix}{name}.weight' for name in (
+                'stages.0.act', 'stem.0', 'stem1.0'))
+            if act in state_dict and any(x in state_dict for x in stems):
+                return prefix
+    return None
 
 
 def _checked(content, source: str) -> dict:
@@ -163,11 +167,11 @@ def load_checkpoint(name: str | Path) -> dict:
             has the keys of VanillaNet's authors without ``vanillanet://``.
     """
     name = str(name)
-    file = '/path/to/the/downloaded/file'
     if '://' not in name:
         content = read_checkpoint(name)
         file = Path(name).expanduser().absolute()
     else:
+        file = '/path/to/the/downloaded/file'
         try:
             with safe_reading(name):
                 content = CheckpointLoader.load_checkpoint(
@@ -178,24 +182,22 @@ def load_checkpoint(name: str | Path) -> dict:
             text = ' '.join(f'{type(e).__name__}: {e}'.split())
             raise UserError(f'cannot load {name}: {text[:300]}') from e
         content = _checked(content, name)
-    for key in ('model_ema', 'model', 'state_dict', None):
-        weights = content.get(key) if key else content
-        if official_prefix(weights) is not None:
-            raise UserError(f'{name} holds official weights with the keys of '
-                            f'their authors: give it as vanillanet://{file}')
+    parts = map(content.get, ('model_ema', 'model', 'state_dict'))
+    if any(official_prefix(x) is not None for x in (content, *parts)):
+        raise UserError(f'{name} holds official weights with the keys of '
+                        f'their authors: give it as vanillanet://{file}')
     leave_out_configs(content)
     return content
 
 
 def leave_out_configs(checkpoint: dict) -> None:
-    """Remove the texts that mmengine would run as Python, in place.
-
-    Its runner evaluates ``meta['config']`` when it resumes. Its inferencers
-    evaluate ``meta['cfg']`` or ``runtime_info['cfg']`` without a config.
+    """Remove the configs, which mmengine would run as Python, in place.
 
     Args:
         checkpoint (dict): The content of a checkpoint.
     """
+    # Its runner evaluates meta['config'] when it resumes, its inferencers
+    # meta['cfg'] or runtime_info['cfg'] when they have no config.
     hub = checkpoint.get('message_hub')
     info = hub.get('runtime_info') if isinstance(hub, dict) else None
     for holder in (checkpoint.get('meta'), info):
@@ -226,9 +228,7 @@ def load_weights(model: nn.Module, name: str | Path) -> dict:
 def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
     """Load a state dict into a model, in place and strictly.
 
-    Lambda and counters of batches may be missing: lambda is then 1. Layers
-    may merge an earlier form while they load, so the keys can only be checked
-    by loading them.
+    Lambda and counters of batches may be missing: lambda is then 1.
 
     Args:
         model (nn.Module): The model.
@@ -246,6 +246,7 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
             key.startswith('module.') for key in state_dict):
         # Wrappers such as DDP add this prefix.
         state_dict = {k[len('module.'):]: v for k, v in state_dict.items()}
+    # Layers may merge an earlier form while they load.
     try:
         found = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as e:  # an entry has another shape

@@ -25,14 +25,12 @@ OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'
 class ConsoleHook(Hook):
     """Show a header, progress and a summary; close it after the run."""
 
-    # Last, so that the summary comes after the log lines of other hooks.
-    priority = 'LOWEST'
+    priority = 'LOWEST'  # the summary comes after other hooks' log lines
 
     def __init__(self) -> None:
         self.screens, self.bar, self.metric = {}, None, ''
 
-    def quiet(self, runner_class: type,
-              lowest: int = logging.WARNING) -> type:
+    def quiet(self, runner_class: type, lowest: int) -> type:
         """A subclass whose screen shows only warnings before the header."""
 
         def build_logger(*args, **kwargs) -> logging.Logger:
@@ -52,8 +50,8 @@ class ConsoleHook(Hook):
             screen.setLevel(level)
         if self.bar is not None:
             self.bar.stop()
+            self.bar = None
             self._print_to_stdout()
-        self.bar = None
 
     def before_train(self, runner) -> None:
         """Log the header and start the progress bar, on a terminal."""
@@ -62,8 +60,7 @@ class ConsoleHook(Hook):
         self.close()
         runner.logger.info(_align(_header(runner)))
         if is_main_process() and sys.stdout.isatty():
-            # Without a thread, which data loaders would fork.
-            self.bar = Progress(
+            self.bar = Progress(  # without a thread, which loaders would fork
                 console=Console(soft_wrap=True), transient=True,
                 auto_refresh=False, redirect_stderr=False)
             self.task = self.bar.add_task('', total=runner.max_iters)
@@ -98,9 +95,9 @@ class ConsoleHook(Hook):
 
 
 def _align(rows: dict[str, str]) -> str:
-    rows = {key: value for key, value in rows.items() if value}
-    width = max(map(len, rows), default=0)
-    return ''.join(f'\n  {key:{width}}  {rows[key]}' for key in rows)
+    width = max(len(key) for key in rows if rows[key])
+    return ''.join(f'\n  {key:{width}}  {rows[key]}'
+                   for key in rows if rows[key])
 
 
 def _length(runner) -> tuple[str, int, int]:
@@ -121,8 +118,8 @@ def _header(runner) -> dict[str, str]:
     counts = [f'{len(data)} for training'] * hasattr(data, '__len__')
     if runner.val_loop is not None:
         counts.append(f'{len(runner.val_dataloader.dataset)} for validation')
-    root = getattr(data, 'data_root', '')
-    counts += [f'from {root}'] * bool(root)
+    if getattr(data, 'data_root', ''):
+        counts.append(f'from {data.data_root}')
     classes = (getattr(data, 'metainfo', None) or {}).get('classes') or ()
     name, done, total = _length(runner)
     many = f', {runner.world_size} processes' * (runner.world_size > 1)
@@ -139,11 +136,10 @@ def _header(runner) -> dict[str, str]:
 def _summary(runner) -> dict[str, str]:
     info = runner.message_hub.runtime_info
     last, merged = info.get('last_ckpt'), info.get('deploy_ckpt')
-    best = {key: path for key, path in info.items()
+    best = {key[9:]: path for key, path in info.items()
             if key.startswith('best_ckpt') and path}
-    rows = {key.replace('_ckpt', '', 1): '{:.4g} in {}'.format(
-        info.get(key.replace('ckpt', 'score', 1), float('nan')), path)
-        for key, path in best.items()} | dict(last=last, merged=merged)
+    rows = {f'best{key}': f'{info[f"best_score{key}"]:.4g} in {path}'
+            for key, path in best.items()} | dict(last=last, merged=merged)
     try:
         rows['curves'] = plot_curves(runner.work_dir)
     except (UserError, OSError) as e:
@@ -152,8 +148,8 @@ def _summary(runner) -> dict[str, str]:
         Path(runner.work_dir, Path(runner.cfg.filename or '').name),
         next(iter(best.values()), last)]
     if all(model) and model[0].is_file():
-        rows['next'] = shlex.join(['mmvanilla-predict', 'IMAGE', *map(
-            str, model), '--out', 'predictions'])
+        rows['next'] = shlex.join(map(str, [
+            'mmvanilla-predict', 'IMAGE', *model, '--out', 'predictions']))
     return rows
 
 
@@ -162,13 +158,12 @@ def plot_curves(work_dir: str | Path) -> Path:
     curves, unit = read_curves(Path(work_dir))
     from matplotlib.figure import Figure
     metrics = [name for name in curves if not OTHERS.fullmatch(name)]
-    panels = {'loss': ['loss'], 'metrics': metrics, 'learning rate': ['lr'],
-              'lambda': ['lambda']}
-    panels = {title: names for title, names in panels.items()
-              if names and names[0] in curves}
+    panels = {title: names for title, *names in (
+        ('loss', 'loss'), ('metrics', *metrics), ('learning rate', 'lr'),
+        ('lambda', 'lambda')) if names and names[0] in curves}
     figure = Figure(figsize=(4 * len(panels), 3), layout='constrained')
-    for i, (title, names) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), i + 1)
+    for i, (title, names) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), i)
         for name in names:
             axes.plot(*zip(*sorted(curves[name].items())), '.-', label=name)
         axes.set(title=title, xlabel=unit)
@@ -203,4 +198,4 @@ def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
     if not curves:
         raise UserError(f'{work_dir} holds no scalars of a training run, '
                         'which are in */vis_data/scalars.json')
-    return curves, 'iteration' if unit == 'iter' else unit
+    return curves, dict(iter='iteration').get(unit, unit)

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """From a config to a run: read it, start the processes, build the runner."""
+import copy
 import logging
 import os
 import os.path as osp
@@ -11,14 +12,16 @@ from contextlib import contextmanager
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import safe_reading
+from ..checkpoints import leave_out_configs, safe_reading
 from ..utils.configs import parse_cfg_options, read_config, scope_name
 from ..utils.errors import UserError
+from ..utils.terminal import some
 from .console import ConsoleHook
-from .hooks.head_size_hook import HeadSizeHook
+from .hooks.deep_training_hook import unwrap_model
 
 # Beginnings of errors that a user can correct, and how.
 KNOWN_ERRORS = {
@@ -28,13 +31,15 @@ KNOWN_ERRORS = {
     'prefetch_factor option could only be specified in multiprocessing':
     'a data loader has a prefetch_factor, which needs workers',
     'failed to load image': 'cannot read an image',
+    'OpenCV.*!buf.empty.*': 'cannot read an image, since its file is empty: '
+    '"find FOLDER -size 0" lists such files',
 }
 
 
-def read_run_config(config: str, work_dir: str | None = None,
-                    launcher: str = 'none',
-                    cfg_options: list[str] | None = None,
-                    allow_new_keys: bool = False) -> Config:
+def read_run_config(
+        config: str, work_dir: str | None = None, launcher: str = 'none',
+        cfg_options: list[str] | None = None,
+        allow_new_keys: bool = False) -> Config:
     """Read a config; set its scope, its launcher and its work dir."""
     cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     # mmengine would go on with that of an earlier run of this process.
@@ -67,10 +72,8 @@ def _start_on_cpus(cfg: Config) -> None:
         env.update(RANK=env['SLURM_PROCID'], WORLD_SIZE=env['SLURM_NTASKS'],
                    LOCAL_RANK=env['SLURM_LOCALID'])
         env.setdefault('MASTER_PORT', '29500')
-        if 'MASTER_ADDR' not in env:
-            env['MASTER_ADDR'] = subprocess.check_output(
-                ['scontrol', 'show', 'hostnames', env['SLURM_NODELIST']],
-                text=True).split()[0]
+        env['MASTER_ADDR'] = env.get('MASTER_ADDR') or subprocess.getoutput(
+            'scontrol show hostnames $SLURM_NODELIST').split()[0]
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     cfg.sync_bn = None  # torch's does not run on CPUs
@@ -78,6 +81,38 @@ def _start_on_cpus(cfg: Config) -> None:
         type='MMDistributedDataParallel', device_ids=None,
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False)))
+
+
+class _HeadSizeHook(Hook):
+    """Keep the initial head where that of a checkpoint has other classes."""
+
+    priority = 'VERY_HIGH'  # before EMAHook copies the loaded weights
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        leave_out_configs(checkpoint)  # mmengine would run them as Python
+        head = getattr(unwrap_model(runner.model), 'head', None)
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        loaded = {k.removeprefix('head.'): v for k, v in state_dict.items()
+                  if k.startswith('head.')}
+        if runner.cfg.get('resume') or head is None or not loaded:
+            return
+        try:
+            # A head of an earlier form is merged while it is loaded.
+            copy.deepcopy(head).load_state_dict(loaded)
+        except RuntimeError as e:
+            if 'size mismatch' not in str(e):
+                return
+            sizes = {len(loaded[k]) for k in loaded if k.endswith('bias')}
+            for key in loaded:
+                del state_dict[f'head.{key}']
+            state_dict.update(
+                {f'head.{k}': v for k, v in head.state_dict().items()})
+            checkpoint.pop('ema_state_dict', None)  # which has that head too
+            runner.logger.warning(
+                f'The head of {runner.cfg.load_from}, for '
+                f'{some(sorted(sizes)) or "other"} classes, is left out: the '
+                f'head for {getattr(head, "num_classes", "other")} classes '
+                'starts from random weights.')
 
 
 @contextmanager
@@ -90,33 +125,27 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
         RUNNERS.get(cfg.get('runner_type', 'Runner')),
         logging.WARNING if log == 'short' else logging.NOTSET)
     try:
-        with safe_reading(), _one_line_errors():
+        with safe_reading():
             try:
                 runner = runner_class.from_cfg(cfg)
             except ValueError as e:
                 raise UserError(
                     f'cannot build what {cfg.filename} says: {e}') from e
-            runner.register_hook(HeadSizeHook())
-            runner.register_hook(console)
+            for hook in (_HeadSizeHook(), console):
+                runner.register_hook(hook)
             yield runner, console
-    finally:
-        console.close()
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
     except KeyboardInterrupt:
         raise UserError('interrupted; training goes on with the same command '
                         'and --resume') from None
-    except (AssertionError, OSError, UserError, ValueError) as e:
+    except Exception as e:
         # One from a worker of a data loader holds its traceback.
         text = re.split(r'\n[\w.]+: ', str(e).strip())[-1]
         for theirs, ours in KNOWN_ERRORS.items():
-            if text.startswith(theirs):
-                raise UserError(text.replace(theirs, ours)) from e
-        if 'DataLoader worker' in str(e) and not isinstance(
-                e, AssertionError | ValueError):
+            if re.match(theirs, text):
+                raise UserError(re.sub(theirs, ours, text)) from e
+        if 'DataLoader worker' in str(e) and isinstance(
+                e, OSError | UserError):
             raise UserError(text) from e
         raise
+    finally:
+        console.close()

@@ -1,9 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Train and test the model of a config, as tools/train.py and test.py do."""
 import copy
+import math
 import os
 import os.path as osp
 import re
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import mmengine
@@ -11,6 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..checkpoints import load_checkpoint, load_weights
@@ -39,9 +42,9 @@ def train(config: str, resume: str | None = None, amp: bool = False,
     if amp and get_device() == 'cpu':
         notes.append('mmengine trains in mixed precision on accelerators '
                      'only: on this CPU, training goes on in float32')
-        wrapper.type = 'OptimWrapper'
         for name in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(name, None)
+        wrapper.type = 'OptimWrapper'
     elif amp:
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
@@ -90,13 +93,15 @@ def test(config: str, checkpoint: str, deploy: bool = False,
         _add_tta(cfg)
     if amp:
         cfg.test_cfg.fp16 = True
-    with running(cfg, log) as (runner, console):
+    with running(cfg, log) as (runner, console), (
+            write_beside(out) if out and is_main_process() else nullcontext(
+                ['unused.pkl'])) as (written, ):
         console.close()  # there is no header
         model = unwrap_model(runner.model)
         # Before EMAHook copies the model: `state_dict` holds the average.
         load_weights(model, checkpoint)
         if out and out_item != 'metrics':
-            runner.test_evaluator.metrics.append(_Dump(out_file_path=out))
+            runner.test_evaluator.metrics.append(DumpResults(str(written)))
         if deploy:
             from ..reparam.merge import switch_loaded
             layers = switch_loaded(model, checkpoint)
@@ -110,21 +115,31 @@ def test(config: str, checkpoint: str, deploy: bool = False,
             model.backbone = optimize_for_inference(
                 model.backbone,
                 model.data_preprocessor(batch, False)['inputs'], compile)
+        if show_dir and scope_name(cfg) == 'mmpretrain':
+            runner.register_hook(_FoldersInNames())
         metrics = runner.test()
-    if out and out_item == 'metrics' and is_main_process():
-        _dump(metrics, out)
+        if out_item == 'metrics' and is_main_process():
+            mmengine.dump(metrics, str(written))
     return metrics
 
 
 def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
-    """The newest checkpoint that can be resumed, and why newer ones cannot."""
+    """The last checkpoint that can be resumed, and why later ones cannot."""
     numbers = {path: int(path.stem.rpartition('_')[2])
                for path in Path(work_dir).glob('*.pth')
                if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
+    last = written = math.inf
     reasons = []
-    # Those of an earlier run may have higher numbers.
+    with suppress(OSError, ValueError):
+        named = Path(work_dir, 'last_checkpoint').read_text().strip()
+        named = Path(work_dir, Path(named).name)  # the folder may be a copy
+        last = int(named.stem.rpartition('_')[2])
+        written = named.stat().st_mtime_ns
+    # Newer ones than the named one with higher numbers were written before a
+    # kill; older ones with higher numbers are of an earlier run.
     for path in sorted(numbers, reverse=True, key=lambda path: (
-            path.stat().st_mtime_ns, numbers[path])):
+            numbers[path] <= last or path.stat().st_mtime_ns > written,
+            numbers[path])):
         try:
             check_resumable(str(path))
             return str(path), reasons
@@ -140,42 +155,38 @@ def check_resumable(checkpoint: str) -> None:
     """Refuse a checkpoint that holds no state of a training run."""
     if {'optimizer', 'message_hub', 'meta'} - {*load_checkpoint(checkpoint)}:
         raise UserError(
-            f'cannot resume from {checkpoint}: it holds weights and no state '
-            'of the optimizer, as merged, best and official checkpoints do; '
-            'resume from an epoch_N.pth or iter_N.pth, or start from its '
-            f'weights with --cfg-options load_from={checkpoint}')
+            f'cannot resume from {checkpoint}: it holds no state of the '
+            'optimizer, as merged, best and official ones; resume from an '
+            'epoch_N.pth or iter_N.pth, or start from its weights with '
+            f'--cfg-options load_from={checkpoint}')
 
 
 def _scale_lr(cfg: Config, enable: bool) -> list[str]:
-    """Scale the learning rate by ``auto_scale_lr``, or note that it is not.
-
-    mmengine has the linear rule only, and does not count accumulated batches.
-    """
+    # mmengine has the linear rule only, and ignores accumulated batches.
     scale, wrapper = cfg.get('auto_scale_lr') or {}, cfg.optim_wrapper
     base, rule = scale.get('base_batch_size'), scale.get('rule', 'linear')
+    batch = cfg.train_dataloader.get('batch_size')
+    rate = (wrapper.get('optimizer') or {}).get('lr')
     if rule not in ('linear', 'sqrt'):
         raise UserError("auto_scale_lr.rule must be 'linear' or 'sqrt', but "
                         f'got {rule!r}')
     enable = enable or scale.get('enable')
-    batch = cfg.train_dataloader.get('batch_size')
-    for key, value in {
-            'auto_scale_lr.base_batch_size': base,
-            'train_dataloader.batch_size': batch,
-            'optim_wrapper.optimizer.lr': (wrapper.get('optimizer') or {}).get(
-                'lr')}.items():
+    for key, value in (('auto_scale_lr.base_batch_size', base),
+                       ('train_dataloader.batch_size', batch),
+                       ('optim_wrapper.optimizer.lr', rate)):
         if enable and not value:
             raise UserError(f'{cfg.filename} has no {key}, which '
                             '--auto-scale-lr needs')
     if not base or not batch:
         return []
-    processes = os.environ.get(WORLD_SIZE.get(cfg.launcher, ''), 1)
-    total = batch * int(processes) * (wrapper.get('accumulative_counts') or 1)
+    total = batch * (wrapper.get('accumulative_counts') or 1) * int(
+        os.environ.get(WORLD_SIZE.get(cfg.launcher, ''), 1))
     if not enable:
         return [f'The batch is {total} in all, and the learning rate is for '
                 f'{base}: --auto-scale-lr scales it ({rule} rule).'
                 ] * (total != base)
-    ratio = total / base if rule == 'linear' else (total / base)**0.5
-    wrapper.optimizer.lr *= ratio
+    ratio = (total / base)**(1 if rule == 'linear' else 0.5)
+    wrapper.optimizer.lr = rate * ratio
     # This holds for the config that is saved in the work dir.
     scale.update(enable=False, base_batch_size=total)
     return [f'The learning rate is multiplied by {ratio:.4g}, for a batch of '
@@ -194,25 +205,25 @@ def _check_out(out: str | None, item: str | None, inputs: tuple) -> None:
         check_output(out, inputs, force=True)
 
 
-class _Dump(DumpResults):
-    """mmengine's ``DumpResults``, which replaces its file as a whole."""
+class _FoldersInNames(Hook):
+    """Name drawings after the folders of images too, not to mix them up."""
 
-    def compute_metrics(self, results: list | dict) -> dict:
-        _dump(results, self.out_file_path)
-        return {}
+    priority = 'HIGH'  # before VisualizationHook
 
-
-def _dump(results: list | dict, out: str) -> None:
-    with write_beside(out) as (temporary, ):
-        mmengine.dump(results, str(temporary))
+    def after_test_iter(self, runner, batch_idx: int, data_batch=None,
+                        outputs=()) -> None:
+        root = getattr(runner.test_dataloader.dataset, 'data_root', '')
+        for sample in outputs:
+            if 'img_path' in sample:
+                name = osp.relpath(sample.img_path, root or '.')
+                sample.set_metainfo(dict(img_path=name.replace(os.sep, '_')))
 
 
 def _draw(cfg: Config, folder: str | None, **options) -> None:
-    check_parts(cfg, 'drawing the predictions', 'default_hooks', 'visualizer')
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None:
-        raise UserError(f'{cfg.filename} has no default_hooks.visualization, '
-                        'which draws the predictions')
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if not hook or not cfg.get('visualizer'):
+        raise UserError(f'{cfg.filename} lacks a default_hooks.visualization '
+                        'or a visualizer, which draw the predictions')
     scope = scope_name(cfg)
     hook.update(options)
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True

@@ -8,17 +8,16 @@ new one, whole. The next run must write all of them. Temporary folders beside
 the outputs may stay.
 """
 import argparse
-import os
 import random
 import shutil
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from kill_and_resume import die_at, wait
+from kill_and_resume import fork, wait
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -62,28 +61,10 @@ def write_inputs(folder: Path) -> None:
 
 
 def run(task: Callable, name: str, out: Path, step: int = 0) -> int:
-    """Fork a run and wait for its exit code. Counts go to OUT.steps."""
-    pid = os.fork()
-    if pid:
-        return wait(pid)
-    status = 1
-    try:
-        log = os.open(out.with_suffix('.log'),
-                      os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        count = die_at(step, out)
-        task(name)
-        out.with_suffix('.steps').write_text(str(count[0]))
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    return wait(fork(partial(task, name), out, step))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, without those of its folders."""
     return {path.name: path.read_bytes()
             for path in folder.iterdir() if path.is_file()}
 

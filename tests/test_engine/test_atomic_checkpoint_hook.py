@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from tiny import assert_same_weights, read, tiny_cfg, train
 
@@ -91,14 +90,3 @@ def test_full_disk_keeps_what_there_is(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
     assert names(run) == before
     assert_same_weights(read(run / 'epoch_3.pth')['state_dict'], weights)
-
-
-def test_replaces_a_file_as_a_whole(tmp_path):
-    file = tmp_path / 'file.pth'
-    file.write_bytes(b'old')
-    backend = get_file_backend(backend_args=dict(backend='mmvanilla.atomic'))
-    with open(file, 'rb') as opened:
-        backend.put(b'newer', file)
-        assert opened.read() == b'old'
-    assert file.read_bytes() == b'newer'
-    assert list(tmp_path.iterdir()) == [file]

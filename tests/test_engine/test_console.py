@@ -28,7 +28,7 @@ def run(cfg, monkeypatch, stream, *hooks) -> Runner:
     monkeypatch.setattr(sys, 'stdout', stream)
     cfg.experiment_name = f'console_{Path(cfg.work_dir).parent.name}'
     console = ConsoleHook()
-    runner = console.quiet(Runner).from_cfg(cfg)
+    runner = console.quiet(Runner, logging.WARNING).from_cfg(cfg)
     for hook in (*hooks, console):
         runner.register_hook(hook)
     try:

@@ -1,9 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """The hook inside real runs of mmengine's runner."""
 import copy
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from mmengine.model import (
     MMFullyShardedDataParallel,
 )
 from tiny import assert_same_weights, build, lams, read, tiny_cfg, train
-from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, IterableDataset
 
 from mmvanilla.checkpoints import load_weights
@@ -54,9 +51,6 @@ def cosine(progress):
     return 0.5 * (1 - math.cos(math.pi * progress))
 
 
-# ------------------------------------------------------------------- schedule
-
-
 @pytest.mark.parametrize('by_epoch, hook, expected', [
     (True, dict(decay_epochs=3),
      [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]),
@@ -64,11 +58,8 @@ def cosine(progress):
      [cosine(e / 2) for e in (0, 1, 2, 2) for _ in range(4)]),
     (True, dict(decay_epochs=3, per_iter=True),
      [min(i / 12, 1) for i in range(16)]),
-    (True, dict(decay_iters=10), [min(i / 10, 1) for i in range(16)]),
     (False, dict(decay_epochs=3),
      [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]),
-    (False, dict(decay_epochs=3, per_iter=True),
-     [min(i / 12, 1) for i in range(16)]),
     (False, dict(decay_iters=10, schedule='cosine'),
      [cosine(min(i / 10, 1)) for i in range(16)]),
 ], ids=lambda value: str(value) if isinstance(value, dict) else '')
@@ -80,6 +71,8 @@ def test_schedule(tmp_path, by_epoch, hook, expected):
     cfg.optim_wrapper.accumulative_counts = 2
     if not by_epoch:
         cfg.train_cfg = dict(by_epoch=False, max_iters=16)
+        # With others, mmengine sleeps for two seconds after each epoch.
+        cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
         cfg.param_scheduler = None
         cfg.default_hooks.checkpoint.update(interval=8, by_epoch=False)
         cfg.log_processor = dict(by_epoch=False)
@@ -87,24 +80,10 @@ def test_schedule(tmp_path, by_epoch, hook, expected):
     assert expected[-1] == 1
 
 
-def test_shows_in_the_logs(tmp_path):
-    cfg = tiny_cfg(tmp_path)
-    runner = train(cfg)
-    log_dir = Path(runner.log_dir)
-    text = next(log_dir.glob('*.log')).read_text()
-    assert 'Epoch(train) [2][1/4]' in text and 'lambda: 0.3333' in text
-
-    lines = (log_dir / 'vis_data' / 'scalars.json').read_text().splitlines()
-    logged = [json.loads(line) for line in lines]
-    logged = [entry['lambda'] for entry in logged if 'loss' in entry]
-    assert logged == [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]
-
-
 @pytest.mark.parametrize('kwargs, message', [
     (dict(), 'either decay_epochs or decay_iters'),
     (dict(decay_epochs=3, decay_iters=10), 'got 3 and 10'),
     (dict(decay_epochs=0), 'above 0'),
-    (dict(decay_iters=-1), 'above 0'),
     (dict(decay_epochs=3, schedule='step'), "'linear' or 'cosine'.*'step'"),
 ])
 def test_arguments(kwargs, message):
@@ -115,7 +94,7 @@ def test_arguments(kwargs, message):
 def test_fails_where_there_is_no_pair(tmp_path):
     cfg = tiny_cfg(tmp_path)
     cfg.model.backbone.deploy = cfg.model.head.deploy = True
-    with pytest.raises(UserError, match='deploy form.*remove Deep'):
+    with pytest.raises(UserError, match='deploy form: remove Deep'):
         train(cfg)
 
 
@@ -138,15 +117,19 @@ def test_epochs_of_a_data_set_without_length(tmp_path, dataset):
         runner.train()
 
 
-@pytest.mark.parametrize('ema', [False, True])
-def test_frozen_pairs_keep_their_lambda(tmp_path, ema):
+def test_frozen_pairs_keep_their_lambda(tmp_path, capfd):
+    """Others start anew from loaded weights, and say where they end."""
+    train(tiny_cfg(tmp_path / 'first', epochs=2, decay_epochs=1))
     cfg = tiny_cfg(tmp_path, epochs=1)
+    cfg.load_from = str(tmp_path / 'first' / 'epoch_2.pth')
     cfg.model.backbone.frozen_stages = 1
-    if ema:
-        cfg.custom_hooks.append(dict(type='EMAHook', update_buffers=True))
+    cfg.custom_hooks.append(dict(type='EMAHook', update_buffers=True))
+    capfd.readouterr()
     train(cfg)
+    out = ' '.join(''.join(capfd.readouterr()).split())
+    assert 'training: lambda will be 0 at the end' in out
     checkpoint = read(tmp_path / 'epoch_1.pth')
-    for name in ('state_dict', 'ema_state_dict')[:1 + ema]:
+    for name in ('state_dict', 'ema_state_dict'):
         found = {key.removeprefix('module.').rsplit('.conv', 1)[0]: float(v)
                  for key, v in checkpoint[name].items()
                  if key.endswith('.lam')}
@@ -197,15 +180,6 @@ def test_everything_frozen_says_so(tmp_path, capfd):
     assert 'or every pair is frozen' in ''.join(capfd.readouterr())
 
 
-def test_warns_where_training_ends_before_lambda_does(tmp_path, capfd):
-    train(tiny_cfg(tmp_path / 'short', epochs=2, decay_epochs=8))
-    out = ''.join(capfd.readouterr())
-    assert 'Training ends before' in out and 'will be 0.125 at the end' in out
-
-
-# --------------------------------------------------------------------- resume
-
-
 def test_resumed_run_goes_on(tmp_path):
     """With lambda, learning rate and average of an undisturbed one.
 
@@ -233,19 +207,6 @@ def test_resumed_run_goes_on(tmp_path):
             g['lr'] for g in got['optimizer']['param_groups']]
 
 
-def test_load_from_a_finished_checkpoint_starts_anew(tmp_path, capfd):
-    train(tiny_cfg(tmp_path / 'first'))
-    cfg = tiny_cfg(tmp_path / 'second')
-    cfg.load_from = str(tmp_path / 'first' / 'epoch_4.pth')
-    capfd.readouterr()
-    assert record(cfg)[0] == 0
-    out = ''.join(capfd.readouterr())
-    assert 'starts anew: lambda goes from 1, as loaded, to 0' in out
-
-
-# ------------------------------------------------------------------------ EMA
-
-
 def test_ema_has_the_schedules_lambda(tmp_path):
     cfg = tiny_cfg(tmp_path)
     cfg.custom_hooks.append(
@@ -271,47 +232,6 @@ def test_ema_has_the_schedules_lambda(tmp_path):
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
-# ------------------------------------------------------ precision and wrappers
-
-
-class CompileBackbone(Hook):
-    """Compile, before other hooks look at the model."""
-
-    priority = 'HIGHEST'
-
-    def __init__(self):
-        self.counter = CompileCounter()
-
-    def before_train(self, runner):
-        runner.model.backbone = torch.compile(
-            runner.model.backbone, backend=self.counter)
-
-
-def test_compiled_backbone(tmp_path):
-    cfg = tiny_cfg(tmp_path, epochs=20, decay_epochs=19)
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    cfg.train_dataloader.dataset.indices = 16
-    cfg.default_hooks.checkpoint.interval = 20
-    runner = build(cfg)
-    compiling, recorder = CompileBackbone(), Recorder()
-    runner.register_hook(compiling)
-    runner.register_hook(recorder)
-    runner.train()
-    assert recorder.seen == [e / 19 for e in range(20)]
-    assert 1 <= compiling.counter.frame_count <= 3
-
-
-class Model(BaseModel):
-    """A model that has a part called ``module`` itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.module = torch.nn.Linear(1, 1)
-
-    def forward(self, x):
-        return self.module(x)
-
-
 class Augmented(BaseTTAModel):
 
     def merge_preds(self, data_samples_list):
@@ -322,14 +242,15 @@ def test_wrappers(tmp_path):
     dist.init_process_group(
         'gloo', init_method=f'file://{tmp_path}/init', rank=0, world_size=1)
     try:
-        model = Model()
+        model = build_model(tiny_cfg('unused'))
+        model.module = torch.nn.Linear(1, 1)  # a part of this name
         for wrapped in (model, Augmented(model),
                         MMDistributedDataParallel(Augmented(model))):
             assert unwrap_model(wrapped) is model
         # FSDP trains on accelerators only; that its wrapping hides no layer,
         # and leaves lambda in its state dict, shows without.
         wrapped = MMFullyShardedDataParallel(
-            build_model(tiny_cfg('unused')), device_id=torch.device('cpu'))
+            model, device_id=torch.device('cpu'))
         found = find_activations(wrapped)
         assert len(found) == 4
         for act in found.values():

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Training and testing from a config's file, in this process or in forks."""
+import itertools
 import json
 import math
 import os
@@ -9,35 +10,24 @@ import numpy as np
 import pytest
 import torch
 from golden import random_authors_weights
+from mmengine.config import Config
 from mmengine.fileio import load as load_results
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 from PIL import Image
-from tiny import (
-    free_port,
-    lams,
-    read,
-    run_ranks,
-    run_tool,
-    tiny_cfg,
-)
+from tiny import free_port, lams, read, run_tool, tiny_cfg
 
-from mmvanilla.engine.runs import (
-    check_resumable,
-    find_checkpoint,
-    train,
-)
+from mmvanilla.engine.launch import running
+from mmvanilla.engine.runs import check_resumable, find_checkpoint, train
 from mmvanilla.engine.runs import test as evaluate
 from mmvanilla.utils.errors import UserError
 
-_names = 0
+_numbers = itertools.count()
 
 
 def name() -> str:
     """Two runs of one second must not share a name."""
-    global _names
-    _names += 1
-    return f'experiment_name=run_{_names}'
+    return f'experiment_name=run_{next(_numbers)}'
 
 
 def dumped(cfg, path) -> str:
@@ -57,33 +47,41 @@ def trained(tmp_path_factory):
     return folder
 
 
-# --------------------------------------------------------------------- resume
-
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
-@pytest.mark.parametrize('damage, expected, passed_over', [
-    (lambda w: None, 'epoch_4.pth', 0),
-    (lambda w: (w / 'last_checkpoint').write_bytes(b'\xff\0'),
-     'epoch_4.pth', 0),
-    (lambda w: cut(w / 'epoch_4.pth'), 'epoch_3.pth', 1),
-    (lambda w: [cut(w / f'epoch_{i}.pth') for i in (3, 4)],
-     'epoch_2.pth', 2),
-    (lambda w: (w / 'epoch_4.pth').unlink(), 'epoch_3.pth', 0),
+def name_last(work, number):
+    (work / 'last_checkpoint').write_text(f'/elsewhere/epoch_{number}.pth')
+
+
+def age(work, *numbers):
+    for i in numbers:
+        os.utime(work / f'epoch_{i}.pth', (1, 1))
+
+
+@pytest.mark.parametrize('damage, order', [
+    (lambda w: age(w, 3, 4), '4321'),  # copied in another order
+    (lambda w: (w / 'last_checkpoint').write_bytes(b'\xff\0'), '4321'),
+    (lambda w: [(w / 'last_checkpoint').unlink(), age(w, 4)], '4321'),
+    (lambda w: (w / 'epoch_4.pth').unlink(), '321'),
+    # Killed before last_checkpoint was written.
+    (lambda w: [name_last(w, 2), age(w, 1, 2)], '4321'),
     # Of an earlier run in the same folder.
-    (lambda w: [os.utime(w / f'epoch_{i}.pth', (1, 1)) for i in (3, 4)],
-     'epoch_2.pth', 0),
+    (lambda w: [name_last(w, 2), age(w, 3, 4)], '2143'),
 ])
-def test_finds_the_newest_that_reads_whole(trained, tmp_path, damage,
-                                           expected, passed_over):
+def test_order_of_checkpoints_to_resume(trained, tmp_path, damage, order):
+    """Each time the first is cut short, the next is found."""
     work = tmp_path / 'copy'
     shutil.copytree(trained / 'work', work)
     damage(work)
-    found, reasons = find_checkpoint(str(work))
-    assert found == str(work / expected)
-    assert len(reasons) == passed_over
+    for i, number in enumerate(order):
+        path = work / f'epoch_{number}.pth'
+        found, reasons = find_checkpoint(str(work))
+        assert found == str(path) and len(reasons) == i
+        times = path.stat()
+        cut(path)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def test_nothing_to_resume(trained, tmp_path):
@@ -107,8 +105,34 @@ def test_config_in_a_checkpoint_is_not_run(trained, tmp_path):
     assert (tmp_path / 'epoch_5.pth').is_file()
     assert not (tmp_path / 'ran').exists()
 
-
-# ----------------------------------------------------------------- evaluation
+def test_a_head_of_another_size_is_left_out(trained, tmp_path):
+    """In the network and in its average, and one of the same size is not."""
+    checkpoint = trained / 'work' / 'epoch_4.pth'
+    loaded = read(checkpoint)['state_dict']  # the average
+    for classes in (4, 10):
+        cfg = tiny_cfg(tmp_path / f'{classes}')
+        cfg.model.head.num_classes = classes
+        if classes == 4:
+            cfg.custom_hooks.append(dict(type='EMAHook'))
+        cfg.load_from, cfg.launcher = str(checkpoint), 'none'
+        cfg.experiment_name = name().partition('=')[2]
+        with running(cfg, 'short') as (runner, _):
+            runner.call_hook('before_run')  # which makes the copy of EMAHook
+            first = {k: v.clone() for k, v in
+                     runner.model.state_dict().items()}
+            runner.load_or_resume()
+        expected = {k: first[k] if k.startswith('head.') and classes == 4
+                    else v for k, v in loaded.items()}
+        averages = [hook.ema_model.module for hook in runner.hooks
+                    if hasattr(hook, 'ema_model')]
+        for model in (runner.model, *averages):
+            after = model.state_dict()
+            assert not [key for key in expected if not torch.equal(
+                after[key], expected[key]) and not key.endswith('.lam')]
+    log = next((tmp_path / '4').glob('*/*.log')).read_text()
+    assert 'size mismatch' not in log
+    assert (f'The head of {checkpoint}, for 10 classes, is left out: the head '
+            'for 4 classes starts from random weights.') in log
 
 
 def test_deploy_scores_as_the_average_does(trained, tmp_path):
@@ -128,28 +152,18 @@ def test_deploy_scores_as_the_average_does(trained, tmp_path):
         x['accuracy/top1'] for x in scalars if 'accuracy/top1' in x][-1]
 
 
-@pytest.mark.parametrize('item', ['pred', 'metrics'])
-def test_results_are_written_whole(trained, tmp_path, item, monkeypatch):
-    """A process that fails while it writes leaves what was there."""
-
-    def fail(obj, file):
-        with open(file, 'w') as half:
-            half.write('half of it')
-        raise ZeroDivisionError
-
-    monkeypatch.setattr('mmvanilla.engine.runs.mmengine.dump', fail)
+def test_results_are_written_whole(trained, tmp_path):
+    """A test that fails leaves those of an earlier one."""
+    cfg = Config.fromfile(trained / 'config.py')
+    cfg.custom_hooks.append(dict(type='Interrupt'))
     out = tmp_path / 'results.pkl'
     out.write_text('of an earlier test')
-    with pytest.raises(ZeroDivisionError):
-        evaluate(
-            str(trained / 'config.py'), str(trained / 'work/epoch_4.pth'),
-            work_dir=str(tmp_path / 'work'), out=str(out), out_item=item,
-            cfg_options=[name()])
+    with pytest.raises(UserError, match='interrupted'):
+        evaluate(dumped(cfg, tmp_path / 'config.py'),
+                 str(trained / 'work/epoch_4.pth'), out=str(out),
+                 work_dir=str(tmp_path / 'work'), cfg_options=[name()])
     assert out.read_text() == 'of an earlier test'
-    assert sorted(os.listdir(tmp_path)) == ['results.pkl', 'work']
-
-
-# -------------------------------------------------------------- learning rate
+    assert sorted(os.listdir(tmp_path)) == ['config.py', 'results.pkl', 'work']
 
 
 def test_auto_scale_lr(tmp_path, capfd):
@@ -176,14 +190,14 @@ def test_auto_scale_lr(tmp_path, capfd):
     assert len(found) == 1 and 'The batch is 32 in all, and the' in found[0]
 
 
-# --------------------------------------------------------------------- errors
-
-
 @HOOKS.register_module(force=True)
 class Interrupt(Hook):
     """Ctrl-C."""
 
     def before_train_epoch(self, runner):
+        raise KeyboardInterrupt
+
+    def after_test_epoch(self, runner, metrics=None):
         raise KeyboardInterrupt
 
 
@@ -201,13 +215,17 @@ def test_a_run_that_a_user_can_correct(tmp_path, change, message):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_an_unreadable_image_is_named(tmp_path, workers):
+@pytest.mark.parametrize('content, message', [
+    (b'no image', 'cannot read an image: {}'),
+    (b'', 'cannot read an image, since its file is empty: "find FOLDER '
+     '-size 0" lists such files')])
+def test_an_unreadable_image(tmp_path, workers, content, message):
     for i in range(8):
         folder = tmp_path / 'data' / 'ab'[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (32, 32), (i, 0, 0)).save(folder / f'{i}.png')
     broken = tmp_path / 'data' / 'b' / '1.png'
-    broken.write_bytes(b'no image')
+    broken.write_bytes(content)
     cfg = tiny_cfg(tmp_path / 'work', epochs=1, decay_epochs=1)
     cfg.model.backbone.in_channels = 3
     cfg.train_dataloader.update(batch_size=4, num_workers=workers)
@@ -217,31 +235,7 @@ def test_an_unreadable_image_is_named(tmp_path, workers):
     with pytest.raises(UserError) as error:
         train(dumped(cfg, tmp_path / 'config.py'), validate=False,
               cfg_options=[name()])
-    assert str(error.value) == f'cannot read an image: {broken}'
-
-
-# ----------------------------------------------------------- several processes
-
-
-def test_two_halves_are_one_batch(tmp_path):
-    """1 process with batch 8, and 2 with batch 4, in double precision."""
-    cfg = tiny_cfg('unused', epochs=2)
-    cfg.custom_imports.imports.append('ranks')
-    cfg.model.data_preprocessor.type = 'DoublePreprocessor'
-    cfg.custom_hooks.append(dict(type='EvalNorms'))
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    weights = []
-    for count in (1, 2):
-        cfg.train_dataloader.batch_size = 8 // count
-        config = dumped(cfg, tmp_path / f'config{count}.py')
-        run_ranks(count, config, tmp_path / f'{count}', torch.float64)
-        weights.append(
-            read(tmp_path / f'{count}' / 'epoch_2.pth')['state_dict'])
-    assert weights[0].keys() == weights[1].keys()
-    for key, value in weights[0].items():
-        torch.testing.assert_close(
-            weights[1][key], value, rtol=1e-10, atol=1e-10)
-    assert weights[0]['head.classifier.conv1.weight'].dtype == torch.float64
+    assert str(error.value) == message.format(broken)
 
 
 @pytest.mark.slow
@@ -257,16 +251,14 @@ def test_processes_start_from_a_named_checkpoint(tmp_path, launcher):
     weights = random_authors_weights([4, 8, 8], num_classes=10)
     weights['stem1.0.weight'] = weights['stem1.0.weight'][:, :1]
     torch.save(dict(model_ema=weights), file)
-    port = free_port()
-    if launcher == 'pytorch':
-        done = run_tool('dist_train.sh', 'config.py', 2, cwd=tmp_path,
-                        PORT=port, TORCH_HOME=str(tmp_path))
-    else:
-        done = run_tool(
-            'train.py', 'config.py', '--launcher', 'slurm', cwd=tmp_path,
-            TORCH_HOME=str(tmp_path), SLURM_PROCID='0', SLURM_NTASKS='1',
-            SLURM_LOCALID='0', SLURM_NODELIST='here', MASTER_PORT=port,
-            MASTER_ADDR='127.0.0.1')
+    tool, options, env = 'dist_train.sh', [2], dict(PORT=free_port())
+    if launcher == 'slurm':
+        tool, options = 'train.py', ['--launcher', 'slurm']
+        env = dict(
+            SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_LOCALID='0',
+            MASTER_PORT=free_port(), MASTER_ADDR='127.0.0.1')
+    done = run_tool(tool, 'config.py', *options, cwd=tmp_path,
+                    TORCH_HOME=str(tmp_path), **env)
     assert done.returncode == 0, done.stderr
     assert 'vanillanet_5' in done.stdout
     assert lams(read(tmp_path / 'work/epoch_1.pth')['state_dict']) == {0}

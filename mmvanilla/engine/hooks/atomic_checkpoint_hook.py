@@ -14,16 +14,15 @@ from ...utils.files import write_beside
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, for runs that may be killed.
 
-    A checkpoint is written beside its target and renamed. Those that it
-    replaces are removed afterwards: only files of this hook's names in this
-    run's folder, and no folders, which DeepSpeed saves.
+    A checkpoint is written beside its target and renamed; those that it
+    replaces are removed afterwards, if they are files with this hook's names
+    in this run's folder.
 
     Args:
         *args, **kwargs: Arguments of ``CheckpointHook``.
 
     Raises:
-        UserError: If a file cannot be written, for example on a full disk.
-            Earlier checkpoints are unchanged.
+        UserError: If a file cannot be written, as on a full disk.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -52,12 +51,12 @@ class AtomicCheckpointHook(CheckpointHook):
         kept = {path for key, path in runner.message_hub.runtime_info.items()
                 if key.startswith(('best_ckpt', 'last_ckpt'))}
         number = re.escape(self.filename_tmpl).replace(r'\{\}', r'\d+')
-        while replaced:
-            path = Path(replaced.pop())
+        for path in map(Path, replaced):
             # A resumed checkpoint may name any path.
             if (str(path) not in kept and path.parent == Path(self.out_dir)
                     and re.fullmatch(f'(best_.*_)?{number}', path.name)):
                 path.unlink(missing_ok=True)
+        replaced.clear()
 
 
 @register_backend('mmvanilla.atomic')

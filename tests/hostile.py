@@ -1,9 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Checkpoint files that attack who reads them.
-
-``python hostile.py FOLDER COUNT`` reads many of them, and prints as JSON which
-were refused, which were accepted, and what else happened.
-"""
+"""Files that attack who reads them: ``python hostile.py FOLDER COUNT``."""
 import io
 import json
 import pickle
@@ -73,20 +69,16 @@ def data(value: bytes) -> bytes:
                 text('latin1'))
 
 
-def checkpoint(value: bytes, weight: bytes | None = None) -> bytes:
+def checkpoint(value: bytes) -> bytes:
     """A pickle of a checkpoint that is right but for one entry."""
-    good = dict(state_dict=dict_(weight=weight or tensor()), extra=value)
+    good = dict(state_dict=dict_(weight=tensor()), extra=value)
     return b'\x80\x02' + dict_(**good) + P.STOP
 
 
-def storage(kind='FloatStorage', key='0', numel=4, *more: bytes) -> bytes:
-    return tuple_(text('storage'), name('torch', kind), text(key),
-                  text('cpu'), integer(numel), *more) + P.BINPERSID
-
-
-def tensor(stored=None, offset=0, size=(2, 2), stride=(2, 1),
-           function='_rebuild_tensor_v2') -> bytes:
-    return call('torch._utils', function, stored or storage(),
+def tensor(numel=4, offset=0, size=(2, 2), stride=(2, 1)) -> bytes:
+    storage = tuple_(text('storage'), name('torch', 'FloatStorage'), text('0'),
+                     text('cpu'), integer(numel)) + P.BINPERSID
+    return call('torch._utils', '_rebuild_tensor_v2', storage,
                 integer(offset), tuple_(*map(integer, size)),
                 tuple_(*map(integer, stride)), P.NEWFALSE,
                 call('collections', 'OrderedDict'))
@@ -99,12 +91,12 @@ def dtype(kind: str) -> bytes:
                 P.NEWTRUE) + state + P.BUILD
 
 
-def array(kind='f8', shape=(1, ), content=b'A' * 8) -> bytes:
+def array(kind='f8', shape=(1, )) -> bytes:
     return call('numpy.core.multiarray', '_reconstruct',
                 name('numpy', 'ndarray'), tuple_(integer(0)),
                 data(b'b')) + tuple_(
                     integer(1), tuple_(*map(integer, shape)), dtype(kind),
-                    P.NEWFALSE, data(content)) + P.BUILD
+                    P.NEWFALSE, data(b'A' * 8)) + P.BUILD
 
 
 def write(path: Path, pickled: bytes, records=None, compression=0) -> None:
@@ -173,8 +165,7 @@ def tricks(canary: Path) -> dict[str, bytes]:
             HISTORY, _log_history=P.EMPTY_LIST, **history),
         'history of a matrix': build(
             HISTORY, _log_history=array(shape=(1, 1)), **history),
-        'storage too long': tensor(storage(numel=1 << 40), size=(1 << 40, ),
-                                   stride=(1, )),
+        'storage too long': tensor(1 << 40, size=(1 << 40, ), stride=(1, )),
         'size beyond': tensor(size=(2, 3)),
         'offset beyond': tensor(offset=1),
         'negative offset': tensor(offset=-1),
@@ -188,7 +179,6 @@ def oddities() -> dict[str, bytes]:
     """Pickles by name that no network needs, but that do no harm."""
     found = {
         'class': HISTORY,
-        'storage': storage(),
         'deep key': P.EMPTY_DICT + P.EMPTY_TUPLE + P.TUPLE1 * 50000 + P.NONE +
         P.SETITEM,
         'deep lists': P.EMPTY_LIST * 100000 + P.APPEND * 99999,

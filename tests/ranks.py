@@ -9,11 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader
-from mmpretrain.models import ClsDataPreprocessor
-from mmpretrain.registry import MODELS
-from torch import nn
 
-from mmvanilla.checkpoints import from_authors, hub
+from mmvanilla.checkpoints import hub
 from mmvanilla.layers import find_activations
 
 
@@ -38,28 +35,6 @@ class SaveEachRank(Hook):
             f'{self.folder}/rank{get_rank()}.pth')
 
 
-@HOOKS.register_module(force=True)
-class EvalNorms(Hook):
-    """Let batch norms use their running statistics while training."""
-
-    priority = 'LOWEST'
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        for module in runner.model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-
-
-@MODELS.register_module(force=True)
-class DoublePreprocessor(ClsDataPreprocessor):
-    """Give images in double precision."""
-
-    def forward(self, data, training=False):
-        data = super().forward(data, training)
-        data['inputs'] = data['inputs'].double()
-        return data
-
-
 def load_official(rank: int, port: str, url: str, folder: str) -> None:
     """Load by name before and after there is a process group."""
     load = CheckpointLoader.load_checkpoint
@@ -72,8 +47,6 @@ def load_official(rank: int, port: str, url: str, folder: str) -> None:
     torch.distributed.init_process_group('gloo')
     loaded.append(load('vanillanet://vanillanet_6'))
     loaded.append(load('vanillanet://vanillanet_5'))
-    # mmengine's own loader works in a process group.
-    loaded.append(from_authors(load(f'{url}more.pth')['model']))
-    counts = [len(x.get('state_dict', x)) for x in loaded]
+    counts = [len(x['state_dict']) for x in loaded]
     Path(folder, f'{rank}.json').write_text(json.dumps(counts))
     torch.distributed.destroy_process_group()

@@ -51,22 +51,9 @@ def test_there_and_back(tmp_path, name, form):
     assert len(again) == len(theirs)
     convert(dst, back, to='authors', key='model_ema')
     assert same(torch.load(back)['model_ema'], theirs)
-    # The config beside it loads it too, through vanillanet://.
+    # Its config loads it through vanillanet://.
     cfg = Config.fromfile(tmp_path / 'back.py')
     load_checkpoint(get_model(cfg), cfg.load_from, strict=True)
-
-
-@pytest.mark.parametrize('name', ['6', '13'])
-def test_published_variants_are_recognized(tmp_path, name):
-    dims = [128 * d for d in WIDTHS[name]]
-    torch.save(dict(model=random_authors_weights(dims)), tmp_path / 'a.pth')
-    convert(tmp_path / 'a.pth', tmp_path / 'b.pth')
-    assert Config.fromfile(tmp_path / 'b.py').model == dict(
-        type='ImageClassifier',
-        backbone=dict(type='VanillaNet', arch=name, in_channels=3, act_num=3,
-                      deploy=False),
-        head=dict(type='VanillaNetHead', num_classes=1000,
-                  in_channels=dims[-1], deploy=False))
 
 
 def test_ada_is_told_by_names(tmp_path):
@@ -93,14 +80,12 @@ def test_key(tmp_path):
     src, dst = tmp_path / 'a.pth', tmp_path / 'b.pth'
     both = dict(model=other, model_ema=theirs)
     for saved, key, wanted in [
-        (both, None, theirs), (both, 'model_ema', theirs),
-        (both, 'model', other), (dict(model=theirs), None, theirs),
-        (theirs, None, theirs)
+        (both, None, theirs), (both, 'model', other), (theirs, None, theirs),
+        (dict(model=theirs), None, theirs)
     ]:
         torch.save(saved, src)
         convert(src, dst, key=key, force=True)
         assert same(read_checkpoint(dst)['state_dict'], from_authors(wanted))
-    torch.save(dict(model=theirs), src)
     with pytest.raises(UserError, match='holds no model_ema, but model'):
         convert(src, dst, key='model_ema', force=True)
 
@@ -109,7 +94,6 @@ def test_refusals_leave_no_file(tmp_path):
     theirs = load('plain')['state_dict']
     src, dst = tmp_path / 'a.pth', tmp_path / 'b.pth'
     torch.save(dict(model=theirs), src)
-    before = src.read_bytes()
     for bad in (src, tmp_path / 'b.py', tmp_path, tmp_path / 'no' / 'b.pth'):
         with pytest.raises(UserError, match='cannot write to'):
             convert(src, bad, force=True)
@@ -121,7 +105,6 @@ def test_refusals_leave_no_file(tmp_path):
     with pytest.raises(UserError, match='act.lam is 0.25'):
         convert(tmp_path / 'ours.pth', dst, to='authors')
     assert sorted(os.listdir(tmp_path)) == ['a.pth', 'ours.pth']
-    assert src.read_bytes() == before
     for existing in (dst, dst.with_suffix('.py')):  # without force
         existing.write_text('mine')
         with pytest.raises(UserError, match=f'cannot write to {existing}'):

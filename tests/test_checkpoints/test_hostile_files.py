@@ -52,13 +52,6 @@ def evil(tmp_path) -> tuple:
     return str(path), canary
 
 
-@pytest.fixture(scope='module')
-def config(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp('config')
-    tiny_cfg(folder / 'out', epochs=1).dump(folder / 'config.py')
-    return str(folder / 'config.py')
-
-
 READERS = dict(
     official=lambda path: load_weights(nn.Linear(1, 1), f'vanillanet://{path}'),
     mmengine=lambda path: load_by_mmengine(nn.Linear(1, 1), path),
@@ -88,8 +81,10 @@ def test_readers_inside_safe_reading(evil, reader):
     ['export.py', 'CONFIG', 'FILE', 'out.pt2', '--format', 'pt2'],
     ['convert.py', 'FILE', 'out.pth'],
 ], ids=' '.join)
-def test_commands(tmp_path, monkeypatch, capfd, evil, config, command):
+def test_commands(tmp_path, monkeypatch, capfd, evil, command):
     path, canary = evil
+    config = str(tmp_path / 'config.py')
+    tiny_cfg(tmp_path / 'run', epochs=1).dump(config)
     command = [x.replace('CONFIG', config).replace('FILE', path)
                for x in command]
     error = refused(monkeypatch, capfd, *command, cwd=tmp_path)

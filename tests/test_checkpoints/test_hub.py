@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -65,7 +64,6 @@ def test_other_formats_are_told(tmp_path):
 
 class Slow(SimpleHTTPRequestHandler):
     """Answer after a while, so that others have to wait."""
-
     requested: list = []
 
     def do_GET(self):
@@ -83,10 +81,9 @@ def served(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / 'served'
     folder.mkdir()
     dims = [128 * d for d in WIDTHS['5']]
+    weights = dict(model=random_authors_weights(dims, deploy=True))
     for name in ('vanillanet_5', 'vanillanet_6'):
-        torch.save(
-            dict(model=random_authors_weights(dims, deploy=True)),
-            folder / f'{name}.pth')
+        torch.save(weights, folder / f'{name}.pth')
     server = ThreadingHTTPServer(
         ('127.0.0.1', 0), partial(Slow, directory=str(folder)))
     Thread(target=server.serve_forever, daemon=True).start()
@@ -101,7 +98,6 @@ def served(tmp_path, monkeypatch) -> Path:
 
 
 def test_two_processes_download_once(tmp_path, served):
-    shutil.copy(served / 'vanillanet_5.pth', served / 'more.pth')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['tiny'])
     port = free_port()
@@ -113,13 +109,11 @@ def test_two_processes_download_once(tmp_path, served):
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0, 0]
-    assert sorted(Slow.requested) == [
-        '/more.pth', '/vanillanet_5.pth', '/vanillanet_6.pth']
-    results = [json.loads((tmp_path / f'{i}.json').read_text())
-               for i in (0, 1)]
-    assert results[0] == results[1] and len(set(results[0])) == 1
+    assert Slow.requested == ['/vanillanet_5.pth', '/vanillanet_6.pth']
+    results = [(tmp_path / f'{i}.json').read_text() for i in (0, 1)]
+    assert results[0] == results[1] and len(set(json.loads(results[0]))) == 1
     assert sorted(os.listdir(tmp_path / 'hub' / 'checkpoints')) == [
-        'more.pth', 'vanillanet_5.pth', 'vanillanet_6.pth']
+        'vanillanet_5.pth', 'vanillanet_6.pth']
 
 
 def test_a_filled_cache_needs_no_network(tmp_path, served, monkeypatch):
@@ -129,9 +123,8 @@ def test_a_filled_cache_needs_no_network(tmp_path, served, monkeypatch):
         monkeypatch.setenv('SLURM_LOCALID', rank)
         assert same(fetch('vanillanet://vanillanet_5')['state_dict'], wanted)
     monkeypatch.setattr(hub, 'WAIT', 0)
-    with pytest.raises(UserError, match='_6.pth did not appear') as e:
+    with pytest.raises(UserError, match='_6.pth did not appear'):
         fetch('vanillanet://vanillanet_6')
-    one_sentence(e)
 
 
 @pytest.mark.parametrize('broken', ['offline', 'missing', 'cut'])
@@ -143,8 +136,7 @@ def test_a_failed_download_leaves_nothing(tmp_path, served, monkeypatch,
     elif broken == 'missing':
         file.unlink()
     else:  # the connection breaks
-        whole = file.read_bytes()
-        file.write_bytes(whole[:len(whole) // 2])
+        file.write_bytes(file.read_bytes()[:-99])
     with pytest.raises(UserError) as e:
         fetch('vanillanet://vanillanet_5')
     wanted = tmp_path / 'hub' / 'checkpoints' / 'vanillanet_5.pth'
@@ -153,15 +145,11 @@ def test_a_failed_download_leaves_nothing(tmp_path, served, monkeypatch,
     assert os.listdir(wanted.parent) == []
 
 
-def test_models_are_listed():
-    assert set(list_models('vanillanet*')) == NAMES
-    # Beside mmpretrain's own.
-    assert {*NAMES, 'resnet50_8xb32_in1k'} <= set(
-        list_models(task='Image Classification'))
-
-
 def test_inference_by_name(tmp_path, monkeypatch):
     """``pretrained=True`` is the published file."""
+    # Beside mmpretrain's own.
+    assert set(list_models('vanillanet*')) == NAMES
+    assert list_models('resnet50_8xb32_in1k')
     weights = random_authors_weights(VanillaNet.arch_settings['5']['dims'])
     weights['cls2.0.weight'] = torch.zeros(1000, 1000, 1, 1)
     weights['cls2.0.bias'] = 9 * torch.eye(1000)[207]

@@ -88,7 +88,6 @@ def test_what_torch_and_mmengine_save(tmp_path, legacy):
     loss = read['history']['loss']
     loss.update(5.)
     assert (loss.mean(), loss.statistics('min'), loss.current()) == (3, 1, 5)
-    np.random.set_state(read['random'])
 
 
 def test_a_training_checkpoint(tmp_path):
@@ -119,13 +118,12 @@ def test_refusals_say_what_and_how_to_go_on(tmp_path):
 
 def test_unreadable_files(tmp_path):
     path = tmp_path / 'a.pth'
-    tensor = dict(a=torch.ones(1))
     for write, found in [
         (lambda: None, 'there is no such file'),
         (path.touch, UNREADABLE),
         (lambda: path.write_text('hello'), UNREADABLE),
         (lambda: path.write_bytes(pickle.dumps(dict(a=1))), UNREADABLE),
-        (lambda: torch.save(tensor, path, pickle_protocol=5), UNREADABLE),
+        (lambda: torch.save({}, path, pickle_protocol=5), UNREADABLE),
         (lambda: torch.jit.script(nn.ReLU()).save(path), UNREADABLE),
         (lambda: torch.save(torch.ones(1), path), 'holds a Tensor, not a dict')
     ]:
@@ -133,8 +131,6 @@ def test_unreadable_files(tmp_path):
         with pytest.raises(UserError) as e:
             read_checkpoint(path)
         assert str(path) in one_sentence(e) and found in str(e.value)
-    with pytest.raises(UserError, match='there is no such file'):
-        read_checkpoint(tmp_path)
 
 
 def test_a_damaged_byte_is_refused(tmp_path):
@@ -192,17 +188,13 @@ def test_errors_of_the_hosts_become_one_sentence(tmp_path, monkeypatch):
     for name, found in [(tmp_path / 'none.pth', 'none.pth can not be found'),
                         (tmp_path / 'a.pth', 'is not a checkpoint'),
                         ('http://127.0.0.1:9/a.pth', 'cannot be downloaded')]:
-        with pytest.raises(UserError, match=f'^a checkpoint .*{found}') as e:
-            with safe_reading():
-                CheckpointLoader.load_checkpoint(str(name))
-        one_sentence(e)
+        with pytest.raises(UserError, match=f'^a checkpoint .*{found}'
+                           ), safe_reading():
+            CheckpointLoader.load_checkpoint(str(name))
     # Errors of others, and users' errors, pass.
-    for error in (RuntimeError('weights'), FileNotFoundError('no x'),
-                  UserError('weights_only')):
-        with pytest.raises(type(error)) as e:
-            with safe_reading():
-                raise error
-        assert e.value is error
+    for error in (RuntimeError('x'), FileNotFoundError('x'), UserError('x')):
+        with pytest.raises(type(error), match='^x$'), safe_reading():
+            raise error
 
 
 def test_mmengine_s_loaders_are_its_own(tmp_path):
@@ -293,9 +285,8 @@ def test_an_official_file_as_a_path_names_the_scheme(tmp_path, model):
     detector = {f'backbone.{k}': v for k, v in theirs.items()}
     for saved in (dict(model=theirs), theirs, dict(state_dict=detector)):
         torch.save(saved, path)
-        with pytest.raises(UserError, match=f'as vanillanet://{path}$') as e:
+        with pytest.raises(UserError, match=f'as vanillanet://{path}$'):
             load_weights(model, path)
-        one_sentence(e)
 
 
 def test_names_of_mmengine_s_zoos(tmp_path, monkeypatch):
@@ -305,8 +296,7 @@ def test_names_of_mmengine_s_zoos(tmp_path, monkeypatch):
     torch.save(wanted, tmp_path / 'a.pth')
     mmengine.dump(dict(ours='a.pth'), tmp_path / 'open_mmlab.json')
     assert same(load_checkpoint('openmmlab://ours'), wanted)
-    for name in ('openmmlab://none', 's3://a/b.pth',
-                 'http://127.0.0.1:9/b.pth'):
+    for name in ('openmmlab://none', 's3://a/b', 'http://127.0.0.1:9/b'):
         with pytest.raises(UserError, match=name) as e:
             load_checkpoint(name)
         one_sentence(e)

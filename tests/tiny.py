@@ -1,6 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """A run that takes seconds: the digits' config, narrowed and cut short."""
-import multiprocessing
 import os
 import runpy
 import socket
@@ -100,40 +99,6 @@ def free_port() -> str:
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return str(s.getsockname()[1])
-
-
-def run_ranks(count: int, config, work_dir, dtype=torch.float32,
-              **kwargs) -> None:
-    """Train in processes that are forked from one that has imported all.
-
-    Not from this one, whose threads of autograd would not survive a fork.
-    """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['tiny'])
-    port = free_port()
-    ranks = [
-        context.Process(
-            target=_run_rank,
-            args=(rank, count, port, str(config), str(work_dir), dtype,
-                  kwargs))
-        for rank in range(count)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * count
-
-
-def _run_rank(rank: int, count: int, port: str, config: str, work_dir: str,
-              dtype: torch.dtype, kwargs: dict) -> None:
-    from mmvanilla.engine.runs import train
-    torch.set_num_threads(1)
-    torch.set_default_dtype(dtype)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-    train(config, work_dir=work_dir, launcher='pytorch', **kwargs)
 
 
 def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:

@@ -88,14 +88,13 @@ class ConsoleHook(Hook):
         if is_main_process():
             runner.logger.info('Finished.' + _align(_summary(runner)))
 
-    def _print_to_stdout(self) -> None:
-        # While the bar is shown, sys.stdout is rich's and prints above it.
+    def _print_to_stdout(self) -> None:  # rich's prints above its bar
         for screen in self.screens:
             screen.setStream(sys.stdout)
 
 
 def _align(rows: dict[str, str]) -> str:
-    width = max(len(key) for key in rows if rows[key])
+    width = max((len(key) for key in rows if rows[key]), default=0)
     return ''.join(f'\n  {key:{width}}  {rows[key]}'
                    for key in rows if rows[key])
 
@@ -138,8 +137,9 @@ def _summary(runner) -> dict[str, str]:
     last, merged = info.get('last_ckpt'), info.get('deploy_ckpt')
     best = {key[9:]: path for key, path in info.items()
             if key.startswith('best_ckpt') and path}
-    rows = {f'best{key}': f'{info[f"best_score{key}"]:.4g} in {path}'
-            for key, path in best.items()} | dict(last=last, merged=merged)
+    rows = {f'best{key}': '{:.4g} in {}'.format(
+        info.get(f'best_score{key}', float('nan')), best[key])
+        for key in best} | dict(last=last, merged=merged)
     try:
         rows['curves'] = plot_curves(runner.work_dir)
     except (UserError, OSError) as e:
@@ -155,8 +155,8 @@ def _summary(runner) -> dict[str, str]:
 
 def plot_curves(work_dir: str | Path) -> Path:
     """Draw loss, metrics, learning rate and lambda to WORK_DIR/curves.png."""
-    curves, unit = read_curves(Path(work_dir))
     from matplotlib.figure import Figure
+    curves, unit = read_curves(Path(work_dir))
     metrics = [name for name in curves if not OTHERS.fullmatch(name)]
     panels = {title: names for title, *names in (
         ('loss', 'loss'), ('metrics', *metrics), ('learning rate', 'lr'),
@@ -196,6 +196,6 @@ def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
         for (name, at), seen in values.items():
             curves[name][at] = sum(seen) / len(seen)
     if not curves:
-        raise UserError(f'{work_dir} holds no scalars of a training run, '
-                        'which are in */vis_data/scalars.json')
+        raise UserError(f'{work_dir} holds no scalars of a training run '
+                        '(*/vis_data/scalars.json)')
     return curves, dict(iter='iteration').get(unit, unit)

@@ -38,8 +38,7 @@ KNOWN_ERRORS = {
 
 def read_run_config(
         config: str, work_dir: str | None = None, launcher: str = 'none',
-        cfg_options: list[str] | None = None,
-        allow_new_keys: bool = False) -> Config:
+        cfg_options=None, allow_new_keys: bool = False) -> Config:
     """Read a config; set its scope, its launcher and its work dir."""
     cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     # mmengine would go on with that of an earlier run of this process.
@@ -56,9 +55,9 @@ def set_loader_defaults(cfg: Config, pin_memory: bool,
     for split in ('train', 'val', 'test'):
         loader = cfg.get(f'{split}_dataloader') or {}
         if loader and scope_name(cfg) == 'mmpretrain':
-            loader.setdefault('pin_memory', torch.cuda.is_available())
-            loader.setdefault('persistent_workers', True)
-            loader.setdefault('collate_fn', dict(type='default_collate'))
+            loader.update(dict(
+                pin_memory=torch.cuda.is_available(), persistent_workers=True,
+                collate_fn=dict(type='default_collate')) | loader)
         if not pin_memory:
             loader['pin_memory'] = False
         if not loader.get('num_workers') or not persistent_workers:
@@ -129,10 +128,9 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
             try:
                 runner = runner_class.from_cfg(cfg)
             except ValueError as e:
-                raise UserError(
-                    f'cannot build what {cfg.filename} says: {e}') from e
-            for hook in (_HeadSizeHook(), console):
-                runner.register_hook(hook)
+                raise UserError(f'cannot build {cfg.filename}: {e}') from e
+            runner.register_hook(_HeadSizeHook())
+            runner.register_hook(console)
             yield runner, console
     except KeyboardInterrupt:
         raise UserError('interrupted; training goes on with the same command '

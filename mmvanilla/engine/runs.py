@@ -78,7 +78,15 @@ def test(config: str, checkpoint: str, deploy: bool = False,
     if compile and (tta or not deploy):
         raise UserError('--compile needs --deploy and does not go with --tta: '
                         'it compiles a merged network for one image size')
-    _check_out(out, out_item, (checkpoint, config))
+    if out_item and not out:
+        raise UserError('--out-item needs --out, the file that it goes to')
+    if out and not out.endswith(('.pkl', ) if out_item != 'metrics' else (
+            '.pkl', '.json', '.yaml', '.yml')):
+        raise UserError('--out must end in .pkl, or in .json or .yaml with '
+                        f'--out-item metrics, but got {out}')
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        check_output(out, (checkpoint, config), force=True)
     cfg = read_run_config(config, **options)
     check_parts(cfg, 'testing', 'model', 'test_dataloader', 'test_cfg',
                 'test_evaluator')
@@ -112,9 +120,9 @@ def test(config: str, checkpoint: str, deploy: bool = False,
                 raise UserError('--compile is for a model with a backbone, '
                                 f'and {type(model).__name__} has none')
             batch = next(iter(runner.test_loop.dataloader))
+            images = model.data_preprocessor(batch, False)['inputs']
             model.backbone = optimize_for_inference(
-                model.backbone,
-                model.data_preprocessor(batch, False)['inputs'], compile)
+                model.backbone, images, compile)
         if show_dir and scope_name(cfg) == 'mmpretrain':
             runner.register_hook(_FoldersInNames())
         metrics = runner.test()
@@ -128,8 +136,7 @@ def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
     numbers = {path: int(path.stem.rpartition('_')[2])
                for path in Path(work_dir).glob('*.pth')
                if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
-    last = written = math.inf
-    reasons = []
+    last, written, reasons = math.inf, math.inf, []
     with suppress(OSError, ValueError):
         named = Path(work_dir, 'last_checkpoint').read_text().strip()
         named = Path(work_dir, Path(named).name)  # the folder may be a copy
@@ -193,18 +200,6 @@ def _scale_lr(cfg: Config, enable: bool) -> list[str]:
             f'{total} instead of {base} ({rule} rule).']
 
 
-def _check_out(out: str | None, item: str | None, inputs: tuple) -> None:
-    if item and not out:
-        raise UserError('--out-item needs --out, the file that it goes to')
-    suffixes = ('.pkl', ) + ('.json', '.yaml', '.yml') * (item == 'metrics')
-    if out and not out.endswith(suffixes):
-        raise UserError('--out must end in .pkl, or in .json or .yaml with '
-                        f'--out-item metrics, but got {out}')
-    if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        check_output(out, inputs, force=True)
-
-
 class _FoldersInNames(Hook):
     """Name drawings after the folders of images too, not to mix them up."""
 
@@ -225,8 +220,8 @@ def _draw(cfg: Config, folder: str | None, **options) -> None:
         raise UserError(f'{cfg.filename} lacks a default_hooks.visualization '
                         'or a visualizer, which draw the predictions')
     scope = scope_name(cfg)
+    options['enable' if scope == 'mmpretrain' else 'draw'] = True
     hook.update(options)
-    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
     if folder and scope == 'mmseg':
         cfg.visualizer.save_dir = folder
     elif folder:  # a relative one would be in the work dir for mmdet
@@ -243,10 +238,10 @@ def _add_tta(cfg: Config) -> None:
     if scope == 'mmseg':
         check_parts(cfg, '--tta', 'tta_model', 'tta_pipeline')
     # The defaults of the toolboxes' own tools.
-    cfg.setdefault('tta_model', dict(
-        type='DetTTAModel', tta_cfg=dict(
-            nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-        if scope == 'mmdet' else dict(type='mmpretrain.AverageClsScoreTTA'))
+    nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+    cfg.setdefault('tta_model', dict(type='DetTTAModel', tta_cfg=nms)
+                   if scope == 'mmdet' else dict(
+                       type='mmpretrain.AverageClsScoreTTA'))
     if 'tta_pipeline' not in cfg:
         *load, last = copy.deepcopy(dataset.pipeline)
         if scope == 'mmdet':

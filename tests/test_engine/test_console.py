@@ -93,9 +93,6 @@ def test_a_terminal_gets_a_progress_bar(tmp_path, monkeypatch):
     assert handler.stream is sys.stdout is stream
 
 
-# --------------------------------------------------------------------- curves
-
-
 def write(folder, lines):
     folder = folder / 'vis_data'
     folder.mkdir(parents=True)

@@ -9,16 +9,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from golden import random_authors_weights
 from mmengine.config import Config
 from mmengine.fileio import load as load_results
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 from PIL import Image
-from tiny import free_port, lams, read, run_tool, tiny_cfg
+from tiny import free_port, read, run_tool, tiny_cfg
 
 from mmvanilla.engine.launch import running
-from mmvanilla.engine.runs import check_resumable, find_checkpoint, train
+from mmvanilla.engine.runs import find_checkpoint, train
 from mmvanilla.engine.runs import test as evaluate
 from mmvanilla.utils.errors import UserError
 
@@ -90,9 +89,6 @@ def test_nothing_to_resume(trained, tmp_path):
         cut(tmp_path / f'epoch_{i}.pth')
     with pytest.raises(UserError, match='nothing to resume.*epoch_2.*epoch_1'):
         find_checkpoint(str(tmp_path))
-    best = next(trained.glob('work/best_*.pth'))
-    with pytest.raises(UserError, match='no state of the optimizer'):
-        check_resumable(str(best))
 
 
 def test_config_in_a_checkpoint_is_not_run(trained, tmp_path):
@@ -239,26 +235,11 @@ def test_an_unreadable_image(tmp_path, workers, content, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
-def test_processes_start_from_a_named_checkpoint(tmp_path, launcher):
-    """Two of torchrun, and one task of Slurm, without a network."""
-    cfg = tiny_cfg('work', epochs=1, decay_epochs=1)
-    cfg.load_from = 'vanillanet://vanillanet_5'
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    cfg.dump(tmp_path / 'config.py')
-    file = tmp_path / 'hub' / 'checkpoints' / 'vanillanet_5.pth'
-    file.parent.mkdir(parents=True)
-    weights = random_authors_weights([4, 8, 8], num_classes=10)
-    weights['stem1.0.weight'] = weights['stem1.0.weight'][:, :1]
-    torch.save(dict(model_ema=weights), file)
-    tool, options, env = 'dist_train.sh', [2], dict(PORT=free_port())
-    if launcher == 'slurm':
-        tool, options = 'train.py', ['--launcher', 'slurm']
-        env = dict(
-            SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_LOCALID='0',
-            MASTER_PORT=free_port(), MASTER_ADDR='127.0.0.1')
-    done = run_tool(tool, 'config.py', *options, cwd=tmp_path,
-                    TORCH_HOME=str(tmp_path), **env)
+def test_a_task_of_slurm_on_a_cpu(tmp_path):
+    tiny_cfg('work', epochs=1).dump(tmp_path / 'config.py')
+    done = run_tool(
+        'train.py', 'config.py', '--launcher', 'slurm', cwd=tmp_path,
+        SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_LOCALID='0',
+        MASTER_PORT=free_port(), MASTER_ADDR='127.0.0.1')
     assert done.returncode == 0, done.stderr
-    assert 'vanillanet_5' in done.stdout
-    assert lams(read(tmp_path / 'work/epoch_1.pth')['state_dict']) == {0}
+    assert (tmp_path / 'work/epoch_1.pth').is_file()

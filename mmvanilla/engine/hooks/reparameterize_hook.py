@@ -28,9 +28,6 @@ class ReparameterizeHook(Hook):
 
     Raises:
         UserError: If ``checkpoint`` is neither.
-
-    Example:
-        >>> custom_hooks = [dict(type='ReparameterizeHook')]
     """
 
     priority = 'LOWEST'  # after CheckpointHook has written the last one
@@ -46,10 +43,9 @@ class ReparameterizeHook(Hook):
     def after_train(self, runner) -> None:
         """Merge, verify and write."""
         info = runner.message_hub.runtime_info
-        found = [path for key, path in info.items()
-                 if key.startswith('best_ckpt') and self.checkpoint == 'best']
-        found.append(info.get('last_ckpt'))
-        found = [path for path in dict.fromkeys(found)  # the best may be last
+        names = [name for name in info if name.startswith('best_ckpt')
+                 and self.checkpoint == 'best'] + ['last_ckpt']
+        found = [path for path in map(info.get, names)
                  if path and Path(path).is_file()]
         out = Path(runner.work_dir, 'deploy.pth')
         for path in found:

@@ -1,10 +1,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """mmdet's detectors with a dense head, from an image to boxes.
 
-mmdet selects boxes with Python's control flow and mmcv's compiled ops, which
-no exporter reads. The modules here call the detector's own parts (backbone,
-neck, head, anchors or points, bounding box coder) and select with operators
-that ONNX has.
+No exporter reads how mmdet selects boxes. The modules here call the detector's
+own parts and select with operators that ONNX has.
 """
 import torch
 import torchvision
@@ -16,12 +14,12 @@ BOX_FORMAT = 'x1, y1, x2, y2 in pixels of the input'
 
 
 class DenseDetector(nn.Module):
-    """A detector with a dense head: RetinaNet, FCOS, ATSS, RTMDet, ..."""
+    """RetinaNet, FCOS, ATSS, RTMDet and others with a dense head."""
 
     output_names = ('boxes', 'scores', 'labels')
     predicts = True  # the outputs are the toolbox's predictions
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int]):
+    def __init__(self, model: nn.Module, example: Tensor):
         super().__init__()
         from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
         head = getattr(model, 'bbox_head', None)
@@ -35,19 +33,15 @@ class DenseDetector(nn.Module):
                 'cannot be exported whole: its head does not predict as '
                 "mmdet's RetinaNet, FCOS, ATSS and RTMDet do; use --part "
                 'backbone')
+        cfg = head.test_cfg
         self.model = model
-        self.input_size = tuple(input_size)
-        self.dense = DensePredictions(model, head, input_size,
-                                      head.test_cfg.get('score_thr', 0))
-        self.nms = NMS(head.test_cfg.nms, head.test_cfg.max_per_img)
-
-    def settings(self) -> dict[str, object]:
-        """What the file's metadata say about the outputs."""
-        return dict(
-            outputs=list(self.output_names), box_format=BOX_FORMAT,
-            score_thr=self.dense.score_thr,
-            nms_pre=self.dense.test_cfg.get('nms_pre', -1),
-            **self.nms.settings())
+        self.input_size = tuple(example.shape[2:])
+        self.dense = DensePredictions(model, head, example,
+                                      cfg.get('score_thr', 0))
+        self.nms = NMS(cfg.nms, cfg.max_per_img)
+        self.settings = dict(
+            box_format=BOX_FORMAT, score_thr=self.dense.score_thr,
+            nms_pre=cfg.get('nms_pre', -1), **self.nms.settings)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(1, C, H, W) -> boxes (D, 4), scores, labels (D, ), best first."""
@@ -60,21 +54,15 @@ class DensePredictions(nn.Module):
     """The boxes that a dense head predicts for one image, before the NMS."""
 
     def __init__(self, model: nn.Module, head: nn.Module,
-                 input_size: tuple[int, int], score_thr: float = -1):
+                 example: Tensor, score_thr: float = -1):
         super().__init__()
-        self.score_thr = score_thr
-        self.head = head
-        self.test_cfg = head.test_cfg
-        self.input_size = tuple(input_size)
-        parameter = next(model.parameters())
-        channels = next(m.in_channels for m in model.backbone.modules()
-                        if isinstance(m, nn.Conv2d))
+        self.head, self.test_cfg = head, head.test_cfg
+        self.score_thr, self.input_size = score_thr, tuple(example.shape[2:])
         with torch.no_grad():
-            cls_scores = head(model.extract_feat(
-                parameter.new_zeros(1, channels, *self.input_size)))[0]
+            cls_scores = head(model.extract_feat(example))[0]
         priors = head.prior_generator.grid_priors(
-            [x.shape[-2:] for x in cls_scores], dtype=parameter.dtype,
-            device=parameter.device)
+            [x.shape[-2:] for x in cls_scores], dtype=example.dtype,
+            device=example.device)
         for i, level in enumerate(priors):
             self.register_buffer(f'priors_{i}', level, persistent=False)
 
@@ -82,11 +70,8 @@ class DensePredictions(nn.Module):
         """Feature maps -> boxes (K, 4), scores, labels, levels (K, )."""
         levels = [self._select(i, *maps)
                   for i, maps in enumerate(zip(*self.head(feats)))]
-        priors, deltas, scores, labels, factors = map(torch.cat, zip(*levels))
-        level = torch.cat([
-            torch.full_like(labels, i)
-            for i, (_, _, _, labels, _) in enumerate(levels)
-        ])
+        priors, deltas, scores, labels, factors, level = map(
+            torch.cat, zip(*levels))
         boxes = decode(self.head.bbox_coder, priors, deltas, self.input_size)
         valid = scores > self.score_thr
         min_size = self.test_cfg.get('min_bbox_size', -1)
@@ -112,8 +97,8 @@ class DensePredictions(nn.Module):
         else:
             scores = cls_score.softmax(-1)[:, :-1]
         num_classes, count = scores.shape[1], scores.numel()
-        # mmdet drops scores below the threshold first. The result is the
-        # same, and in this order the number of boxes is a constant.
+        # mmdet drops scores below the threshold first, with the same result;
+        # in this order the number of boxes is a constant.
         if self.test_cfg.get('nms_pre', -1) > 0:
             count = min(count, self.test_cfg.nms_pre)
         scores, index = scores.flatten().topk(count)
@@ -122,8 +107,9 @@ class DensePredictions(nn.Module):
         factor = (
             torch.ones_like(scores) if factor is None else
             factor[0].permute(1, 2, 0).reshape(-1).sigmoid()[prior])
+        labels = index % num_classes
         return (getattr(self, f'priors_{i}')[prior], deltas[prior], scores,
-                index % num_classes, factor)
+                labels, factor, torch.full_like(labels, i))
 
 
 def decode(coder, priors: Tensor, deltas: Tensor,
@@ -149,12 +135,9 @@ class NMS(nn.Module):
                 'a detector that is exported, but it has '
                 f'{dict(cfg, type=kind)}')
         self.max_per_img = max_per_img
-
-    def settings(self) -> dict[str, object]:
-        """What the file's metadata say about it."""
-        return dict(nms_iou_threshold=self.iou_threshold,
-                    nms_class_agnostic=self.class_agnostic,
-                    max_per_img=self.max_per_img)
+        self.settings = dict(nms_iou_threshold=self.iou_threshold,
+                             nms_class_agnostic=self.class_agnostic,
+                             max_per_img=max_per_img)
 
     def forward(self, boxes: Tensor, scores: Tensor,
                 groups: Tensor) -> Tensor:

@@ -48,11 +48,12 @@ class ExportReport:
 
     def table(self) -> str:
         """The report in Markdown."""
-        rows = [('format', f'{self.format}, {self.metadata["precision"]}')]
-        for path in _paths(self.path, self.format):
-            rows.append((f'size of {path.name}',
-                         f'{path.stat().st_size / 1e6:,.2f} MB'))
-        return markdown_table(['', 'value'], rows + self.verification.rows())
+        return markdown_table(['', 'value'], [
+            ('format', f'{self.format}, {self.metadata["precision"]}'),
+            *((f'size of {path.name}',
+               f'{path.stat().st_size / 1e6:,.2f} MB')
+              for path in _paths(self.path, self.format)),
+            *self.verification.rows()])
 
 
 def export(cfg: Config, checkpoint: str | Path, out: str | Path,
@@ -80,7 +81,7 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
         part (str): 'model', which is a classifier, a detector or a
             segmentor, or 'backbone'. Defaults to 'model'.
         dynamic_batch (bool): Whether the file takes any number of images.
-            Defaults to False: one image.
+            Defaults to False.
         dynamic_size (bool): Whether the file takes images of any size.
             Defaults to False: the size of the first sample.
         samples (int): Maximum number of samples of the validation set to
@@ -100,7 +101,7 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
     Raises:
         UserError: If a package is missing, the combination is not supported,
             the checkpoint does not fit or cannot be merged, ``out`` cannot be
-            written, or the outputs differ. Then no file is written.
+            written, or the outputs differ. No file is written then.
     """
     out, checkpoint = Path(out), str(checkpoint)
     check_format(format, precision)
@@ -120,7 +121,7 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
 
     found = find_samples(cfg, samples)
     if found.random:
-        found.batches = found.batches[:16]
+        del found.batches[16:]
     with scope_of(cfg), torch.no_grad():
         example = prepare(model, found.batches[0])[0]
         size = None if dynamic_size else tuple(example.shape[2:])
@@ -129,7 +130,8 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
         if network.predicts:
             _check_predicting(network, format, precision,
                               dynamic_batch or dynamic_size, found)
-            metadata.update(network.settings())
+            metadata.update(network.settings,
+                            outputs=list(network.output_names))
         notes = []
         fitting = [batch for batch in found.batches
                    if fit(prepare(model, batch)[0], size) is not None]
@@ -142,9 +144,10 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
             calibration, images = _calibration(
                 cfg, model, calibration_samples, size)
             notes.append(('calibrated on', f'{images} in the test pipeline'))
+        before = network
         # Detectors are compared with the toolbox's own predictions.
-        before = network if hasattr(network, 'input_size') else (
-            make_network(unmerged, part, example))
+        if not hasattr(network, 'input_size'):
+            before = make_network(unmerged, part, example)
         if before is not network and _is_constant(before, [
                 fit(prepare(model, batch)[0], size)
                 for batch in found.batches[:8]]):
@@ -181,9 +184,8 @@ def _check_predicting(network: nn.Module, format: str, precision: str,
                         f'to onnx or openvino, not to {format}')
     if hasattr(network, 'input_size') and is_dynamic:
         raise UserError(
-            'a whole detector needs one image of one size, since the number '
-            'of detections differs and the anchors are computed once: leave '
-            'out --dynamic-batch and --dynamic-size')
+            'a whole detector takes one image of one size: leave out '
+            '--dynamic-batch and --dynamic-size')
     if precision != 'fp32' and not samples.whole:
         raise UserError(
             f'{precision} is judged by AP or mIoU of the whole validation '
@@ -219,10 +221,10 @@ def _is_constant(network: nn.Module, inputs: list[Tensor]) -> bool:
 
 def _other_shapes(x: Tensor, batch: bool, size: bool) -> list[Tensor]:
     """Inputs of other shapes that a file with dynamic sizes accepts."""
-    height, width = x.shape[2:]
-    sizes = ((height + 32, width), (height, width + 33)) if size else ()
-    return [F.interpolate(x, other) for other in sizes] + (
-        [torch.cat([x, x.flip(3), x.flip(2)])] if batch else [])
+    h, w = x.shape[2:]
+    return [F.interpolate(x, other)
+            for other in ((h + 32, w), (h, w + 33)) if size] + (
+                [torch.cat([x, x.flip(3), x.flip(2)])] if batch else [])
 
 
 def _outputs(names: tuple[str], forward, batch: dict) -> Result:

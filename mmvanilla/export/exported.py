@@ -20,11 +20,7 @@ from .formats import FORMATS
 
 
 class Exported:
-    """An exported file, opened: from (N, C, H, W) to a list of tensors.
-
-    Attributes:
-        metadata (dict): See :func:`read_metadata`.
-    """
+    """An exported file, opened: from (N, C, H, W) to a list of tensors."""
 
     def __init__(self, path: str | Path, format: str | None = None,
                  threads: int | None = None) -> None:
@@ -60,12 +56,12 @@ class Exported:
 
 
 def _format_of(path: Path) -> str | None:
-    if path.suffix == FORMATS['aoti'].suffix and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:  # pt2 has the same suffix
+    if path.suffix == '.pt2' and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
             if any('aotinductor' in name for name in file.namelist()):
                 return 'aoti'
-    return {row.suffix: name for name, row in FORMATS.items()
-            if name != 'aoti'}.get(path.suffix)
+    return {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}.get(
+        path.suffix)
 
 
 def read_metadata(path: str | Path,
@@ -106,11 +102,7 @@ def fit(x: Tensor, size: tuple[int, int] | None) -> Tensor | None:
 
 
 class Results:
-    """Results of a model and of its exported file, for ``compare``.
-
-    Where the whole validation set is compared, the config's evaluator gets
-    the predictions of both. It works in the scope of the config's toolbox.
-    """
+    """Results of a model and of its exported file, for ``compare``."""
 
     def __init__(self, cfg: Config, model: nn.Module, network: nn.Module,
                  run: Exported, size: tuple[int, int] | None,
@@ -135,21 +127,18 @@ class Results:
             self.count += 1
             self.evaluators[0].process(
                 self.model.test_step(copy.deepcopy(batch)), batch)
-        # Without annotations, and of the size of the input.
+        # A sample without annotations, and of the size of the input.
         names = 'img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'
-        at_input = [type(sample)(metainfo=dict.fromkeys(
-            names, tuple(x.shape[2:])) | dict(scale_factor=(1.0, 1.0)))]
+        found, = self.model.predict(x, [type(sample)(metainfo=dict.fromkeys(
+            names, tuple(x.shape[2:])) | dict(scale_factor=(1.0, 1.0)))])
         if hasattr(self.model, 'decode_head'):
-            found, = self.model.predict(x, at_input)
             return self._label_map(found.seg_logits.data[None], found)
-        found, = self.model.predict(x, at_input, rescale=False)
         return Result({}, found)
 
     def candidate(self, batch: dict) -> Result:
         """The same of the exported file."""
         x, sample = prepare(self.model, batch)
-        size = x.shape[2:]
-        x = fit(x, self.size)
+        size, x = x.shape[2:], fit(x, self.size)
         outputs = self.run(x)
         if not self.network.predicts:
             return self._result(outputs)
@@ -172,11 +161,9 @@ class Results:
         return result
 
     def _result(self, outputs: list[Tensor]) -> Result:
-        result = Result(dict(zip(self.network.output_names, outputs)))
-        if 'logits' in result.tensors:
-            result.prediction = DataSample().set_pred_label(
-                outputs[0].argmax(1))
-        return result
+        tensors = dict(zip(self.network.output_names, outputs))
+        return Result(tensors, DataSample().set_pred_label(
+            tensors['logits'].argmax(1)) if 'logits' in tensors else None)
 
     def _label_map(self, logits: Tensor, found) -> Result:
         # In lower precisions only the mIoU is judged.
@@ -197,7 +184,7 @@ class Results:
         return found
 
     def metrics(self) -> dict[str, tuple[float, float]]:
-        """The config's metrics of both, where all was compared."""
+        """The config's metrics of both, where all samples were compared."""
         if not self.evaluators:
             return {}
         before, after = (x.evaluate(self.count) for x in self.evaluators)

@@ -40,17 +40,16 @@ FORMATS = dict(
                torch_programs.open_program),
     aoti=Format('.pt2', (), ('fp32', 'bf16'), torch_programs.write_compiled,
                 torch_programs.open_compiled))
-PRECISIONS = ('fp32', 'bf16', 'int8')
 
 
 def check_format(format: str, precision: str) -> None:
     """Raise UserError if a format cannot be written here."""
-    if format not in FORMATS or precision not in PRECISIONS:
+    able = [f for f, row in FORMATS.items() if precision in row.precisions]
+    if format not in FORMATS or not able:
         raise UserError(f'format must be one of {", ".join(FORMATS)}, and '
-                        f'precision one of {", ".join(PRECISIONS)}, but got '
+                        'precision one of fp32, bf16, int8, but got '
                         f'{format} and {precision}')
-    if precision not in FORMATS[format].precisions:
-        able = [f for f, row in FORMATS.items() if precision in row.precisions]
+    if format not in able:
         raise UserError(f'{format} has no {precision}: use --format '
                         f'{" or ".join(able)}')
     require(*FORMATS[format].packages)
@@ -64,16 +63,14 @@ def write(network: nn.Module, example: Tensor, path: Path, format: str,
           precision: str = 'fp32', dynamic_batch: bool = False,
           dynamic_size: bool = False, metadata: dict | None = None,
           calibration: list[Tensor] | None = None) -> None:
-    """Write a network, from (N, C, H, W) to tensors, in eval mode.
+    """Write a network, in eval mode, for inputs like the example.
 
-    What is not dynamic has the size of the example, (1, C, H, W); int8 is
-    calibrated on such inputs. ``precision`` and ``input_shape``, with -1 for
-    what is dynamic, are added to the metadata.
+    ``precision`` and ``input_shape``, with -1 for what is dynamic, are added
+    to the metadata.
     """
-    shape = list(example.shape)
-    shape[0] = -1 if dynamic_batch else shape[0]
-    shape[2:] = (-1, -1) if dynamic_size else shape[2:]
-    metadata = dict(metadata or {}, precision=precision, input_shape=shape)
+    n, c, *size = example.shape
+    metadata = dict(metadata or {}, precision=precision, input_shape=[
+        -1 if dynamic_batch else n, c, *([-1, -1] if dynamic_size else size)])
     with _quiet(), torch.no_grad():
         FORMATS[format].write(network, example, Path(path), metadata,
                               calibration)

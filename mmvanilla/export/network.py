@@ -8,14 +8,14 @@ from ..utils.configs import class_names
 from ..utils.errors import UserError
 from ..version import __version__
 from .dense_detectors import DenseDetector
-from .segmentors import Segmentor
 from .two_stage import TwoStageDetector
 
 
 class Network(nn.Module):
     """A classifier's logits, or a backbone's feature maps, of images."""
 
-    predicts = False  # the outputs are logits or features
+    predicts = False
+    settings = {}  # for the metadata
 
     def __init__(self, backbone: nn.Module, head: nn.Module | None = None,
                  neck: nn.Module | None = None, num_outputs: int = 1) -> None:
@@ -32,29 +32,54 @@ class Network(nn.Module):
         return list(feats) if self.head is None else [self.head(feats)]
 
 
+class Segmentor(nn.Module):
+    """A segmentor with any decode head of mmseg."""
+
+    output_names = ('logits', 'labels')
+    predicts = True  # the outputs are the toolbox's predictions
+    settings = {}
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        if not hasattr(model, 'encode_decode'):
+            raise UserError(f'a {type(model).__name__} cannot be exported '
+                            'whole, only an EncoderDecoder of mmseg; use '
+                            '--part backbone')
+        mode = model.test_cfg.get('mode', 'whole')
+        if mode != 'whole':
+            raise UserError(
+                f"test_cfg.mode is '{mode}', but a segmentor is exported for "
+                'whole images; use --cfg-options model.test_cfg.mode=whole')
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> logits (N, classes, H, W) and labels (N, H, W)."""
+        size = tuple(images.shape[2:])
+        logits = self.model.encode_decode(
+            images, [dict(img_shape=size, ori_shape=size, pad_shape=size)])
+        if logits.shape[1] > 1:
+            return logits, logits.argmax(1)
+        threshold = self.model.decode_head.threshold
+        return logits, (logits[:, 0].sigmoid() > threshold).long()
+
+
 @torch.no_grad()
 def make_network(model: nn.Module, part: str, example: Tensor) -> nn.Module:
-    """The part ('model' or 'backbone') that is exported, in eval mode.
-
-    It has ``output_names`` and ``predicts``: whether its outputs are the
-    toolbox's predictions.
-    """
+    """The part ('model' or 'backbone') that is exported, in eval mode."""
     if not hasattr(model, 'backbone'):
         raise UserError(f'a {type(model).__name__} has no backbone to export')
     if part == 'backbone':
         outputs = model.backbone.eval()(example)
         return Network(model.backbone, num_outputs=len(outputs)).eval()
-    size = tuple(example.shape[2:])
     if hasattr(model, 'roi_head') and hasattr(model, 'rpn_head'):
-        return TwoStageDetector(model, size).eval()
+        return TwoStageDetector(model, example).eval()
     if hasattr(model, 'bbox_head'):
-        return DenseDetector(model, size).eval()
+        return DenseDetector(model, example).eval()
     if hasattr(model, 'decode_head'):
         return Segmentor(model).eval()
     if not hasattr(model, 'head'):
-        raise UserError(
-            f'a {type(model).__name__} is exported by its backbone: use '
-            '--part backbone')
+        raise UserError(f'a {type(model).__name__} is exported by its '
+                        'backbone: use --part backbone')
     return Network(model.backbone, model.head,
                    getattr(model, 'neck', None)).eval()
 
@@ -62,20 +87,15 @@ def make_network(model: nn.Module, part: str, example: Tensor) -> nn.Module:
 def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
              part: str) -> dict[str, object]:
     """The metadata of the exported file: what a server needs to use it."""
-    channels = example.shape[1]
-    processor = model.data_preprocessor
-    mean = getattr(processor, 'mean', None)
-    std = getattr(processor, 'std', None)
+    channels, processor = example.shape[1], model.data_preprocessor
+    mean, std = (getattr(processor, name, None) for name in ('mean', 'std'))
     # OpenMMLab reads images as BGR, and its preprocessors may convert them.
-    converted = bool(
-        getattr(processor, 'to_rgb', False)
-        or getattr(processor, '_channel_conversion', False))
+    converted = (getattr(processor, 'to_rgb', False)
+                 or getattr(processor, '_channel_conversion', False))
     order = 'gray' if channels == 1 else 'RGB' if converted else 'BGR'
     return dict(
         labels=class_names(cfg, meta) if part == 'model' else [],
         mean=[0.0] * channels if mean is None else mean.flatten().tolist(),
         std=[1.0] * channels if std is None else std.flatten().tolist(),
-        channel_order=order,
-        input_size=list(example.shape[2:]),
-        part=part,
+        channel_order=order, input_size=list(example.shape[2:]), part=part,
         version=__version__)

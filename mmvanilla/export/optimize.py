@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from ..layers import find_layers
 from ..utils.errors import UserError
 
-BACKENDS = ('inductor', 'eager')
 
-
-def optimize_for_inference(model: nn.Module,
-                           example: Tensor,
+def optimize_for_inference(model: nn.Module, example: Tensor,
                            backend: str = 'inductor') -> nn.Module:
     """Optimize a merged network for speed, with the same outputs.
 
@@ -46,21 +43,15 @@ def optimize_for_inference(model: nn.Module,
         UserError: If the model is not in deploy form, the backend is
             unknown, does not run on the device of the example, or has no
             compiler.
-
-    Example:
-        >>> switch_to_deploy(model)
-        >>> fast = optimize_for_inference(model, torch.rand(1, 3, 224, 224))
-        >>> outputs = fast(images)
     """
-    if backend not in BACKENDS:
-        raise UserError(f'backend must be one of {", ".join(BACKENDS)}, but '
-                        f'got {backend}')
+    if backend not in ('inductor', 'eager'):
+        raise UserError('backend must be one of inductor, eager, but got '
+                        f'{backend}')
     layers = find_layers(model)
     if layers:
-        raise UserError(
-            f'optimize_for_inference takes a network in deploy form, but '
-            f'"{next(iter(layers))}" is not merged: call switch_to_deploy '
-            'first')
+        raise UserError('the network must be in deploy form, but '
+                        f'"{next(iter(layers))}" is not merged: call '
+                        'switch_to_deploy first')
     if backend == 'eager' and example.device.type != 'cpu':
         raise UserError("backend 'eager' is for CPUs, but the example is on "
                         f'{example.device}')
@@ -68,9 +59,7 @@ def optimize_for_inference(model: nn.Module,
     network = network.to(memory_format=torch.channels_last)
     example = example.contiguous(memory_format=torch.channels_last)
     if backend == 'eager':
-        optimized = OptimizedNetwork(network)
-        _pack_convs(optimized, example)
-        return optimized
+        return _pack_convs(OptimizedNetwork(network), example)
     check_compiler()
     mode = 'reduce-overhead' if example.is_cuda else None
     optimized = OptimizedNetwork(
@@ -102,23 +91,21 @@ class OptimizedNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor | list[Tensor] | tuple[Tensor, ...]:
         """(N, C, H, W) -> the outputs of the network."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        outputs = self.network(x)
-        # The default memory format is the only one that some compiled
-        # operators of mmcv read, for example RoIAlign on a CPU.
+        outputs = self.network(
+            x.contiguous(memory_format=torch.channels_last))
+        # Some compiled operators of mmcv, for example RoIAlign on a CPU, read
+        # the default memory format only.
         if isinstance(outputs, Tensor):
             return outputs.contiguous()
-        maps = [out.contiguous() for out in outputs]
-        kind = type(outputs)
+        maps, kind = [out.contiguous() for out in outputs], type(outputs)
         return kind(*maps) if hasattr(kind, '_fields') else kind(maps)
 
 
 class PackedConv2d(nn.Module):
-    """An ``nn.Conv2d`` for inference, with its weight in oneDNN's layout.
+    """An ``nn.Conv2d`` with its weight in oneDNN's layout.
 
     ``nn.Conv2d`` reorders its weight at every call, which for a 1x1
-    convolution of 4096 channels takes as long as the product itself. The
-    layout is the best for the size of the example; all sizes are possible.
+    convolution of 4096 channels takes as long as the product itself.
     """
 
     def __init__(self, conv: nn.Conv2d, example: Tensor) -> None:
@@ -141,13 +128,11 @@ def _can_pack(module: nn.Module) -> bool:
     return (type(module) is nn.Conv2d and module.padding_mode == 'zeros'
             and not isinstance(module.padding, str)
             and module.weight.dtype == torch.float32
-            and module.weight.device.type == 'cpu'
             and torch.backends.mkldnn.is_available())
 
 
 @torch.no_grad()
-def _pack_convs(network: nn.Module, example: Tensor) -> None:
-    """Replace convolutions that the network calls by :class:`PackedConv2d`."""
+def _pack_convs(network: nn.Module, example: Tensor) -> nn.Module:
     inputs: dict[nn.Module, Tensor] = {}
     with ExitStack() as stack:
         for module in filter(_can_pack, network.modules()):
@@ -160,3 +145,4 @@ def _pack_convs(network: nn.Module, example: Tensor) -> None:
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if module in packed:
             network.set_submodule(name, packed[module])
+    return network

@@ -27,8 +27,8 @@ def onnx_model(network: nn.Module, example: Tensor, metadata: dict):
                     'pt2')
             network.set_submodule(name, FixedMaxPool2d(module.output_size))
     # OpenVINO rounds to bf16 by itself.
-    program = export_program(network, example,
-                             dict(metadata, precision='fp32'))
+    program = export_program(network, example, metadata | dict(
+        precision='fp32'))
     return torch.onnx.export(
         program, (example, ), dynamo=True, input_names=['input'],
         output_names=list(network.output_names), opset_version=OPSET,
@@ -43,8 +43,7 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
     if metadata['precision'] == 'int8':
         # Of a detector only layers are quantized, not operations on boxes.
         layers = ['Conv', 'ConvTranspose', 'Gemm', 'MatMul']
-        model = _quantize(model, calibration,
-                          layers if network.predicts else None)
+        model = _quantize(model, calibration, network.predicts and layers)
     onnx.helper.set_model_props(
         model, {k: json.dumps(v) for k, v in metadata.items()})
     # The weights are in the same file, which may have up to 2 GB.
@@ -64,7 +63,7 @@ def _quantize(model, calibration: list[Tensor], operators):
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, 'int8.onnx')
         quantization.quantize_static(
-            model, target, Reader(), op_types_to_quantize=operators,
+            model, target, Reader(), op_types_to_quantize=operators or None,
             quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8)
@@ -89,22 +88,18 @@ def open_file(path: Path, threads: int | None):
     return run, {key: json.loads(value) for key, value in properties.items()}
 
 
-class FixedMaxPool2d(nn.Module):
-    """``nn.AdaptiveMaxPool2d`` for inputs of a size that an export fixes.
+class FixedMaxPool2d(nn.AdaptiveMaxPool2d):
+    """``nn.AdaptiveMaxPool2d`` for ONNX, which has no operator for it.
 
-    ONNX has no operator for it, and its windows differ in size. Here each
-    window is padded to the size of the largest by repeating its last row and
-    column, which does not change the maximum.
+    Windows are padded to the size of the largest by repeating their last row
+    and column.
     """
-
-    def __init__(self, output_size: int | tuple[int, int]) -> None:
-        super().__init__()
-        self.output_size = output_size if isinstance(output_size, tuple) else (
-            output_size, output_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H', W')."""
-        rows, columns = map(_windows, x.shape[2:], self.output_size)
+        size = self.output_size
+        size = size if isinstance(size, tuple) else (size, size)
+        rows, columns = map(_windows, x.shape[2:], size)
         x = x[:, :, rows].amax(3)  # from (N, C, H', window, W)
         return x[:, :, :, columns].amax(4)
 

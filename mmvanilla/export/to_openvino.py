@@ -1,8 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """OpenVINO's pair of files, .xml and .bin, opened in OpenVINO on a CPU."""
-import hashlib
+import io
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from ..utils.errors import UserError
 from .to_onnx import onnx_model
 
 NAMESPACE = 'mmvanilla'  # of the metadata, in the model's rt_info
-HASH = 'bin_sha256'  # OpenVINO runs an .xml with the .bin of another network
 
 
 def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
@@ -22,31 +20,19 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
 
     bf16 is written as float32: OpenVINO rounds when it compiles the file.
     """
-    import onnx
     import openvino as ov
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, 'fp32.onnx')
-        onnx.save(onnx_model(network, example, metadata), source)
-        model = ov.convert_model(source)
+    source = onnx_model(network, example, metadata)
+    model = ov.convert_model(io.BytesIO(source.SerializeToString()))
     if metadata['precision'] == 'int8':
         import nncf
         model = nncf.quantize(
             model, nncf.Dataset([x.numpy() for x in calibration]),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(calibration))
-    # Written twice: the hash of the weights, which the .xml holds, is known
-    # only after they are written.
-    hash_ = ''
-    for _ in range(2):
-        for key, value in {**metadata, HASH: hash_}.items():
-            model.set_rt_info(json.dumps(value), [NAMESPACE, key])
-        # By default the weights would be rounded to half precision.
-        ov.save_model(model, path, compress_to_fp16=False)
-        hash_ = _hash(path.with_suffix('.bin'))
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    for key, value in metadata.items():
+        model.set_rt_info(json.dumps(value), [NAMESPACE, key])
+    # By default the weights would be rounded to half precision.
+    ov.save_model(model, path, compress_to_fp16=False)
 
 
 def open_file(path: Path, threads: int | None):
@@ -58,15 +44,10 @@ def open_file(path: Path, threads: int | None):
     model = core.read_model(str(path))
     metadata = {
         key: json.loads(getattr(value, 'value', value))
-        for key, value in model.get_rt_info([NAMESPACE]).value.items()
-    }
-    if metadata[HASH] != _hash(weights):
-        raise UserError(f'{weights} holds other weights than those that '
-                        f'{path} was written with: export both again')
+        for key, value in model.get_rt_info([NAMESPACE]).value.items()}
     # On a CPU without bf16, OpenVINO computes it as f32.
-    is_bf16 = metadata['precision'] == 'bf16'
-    options = dict(PERFORMANCE_HINT='LATENCY',
-                   INFERENCE_PRECISION_HINT='bf16' if is_bf16 else 'f32')
+    options = dict(PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT=(
+        'bf16' if metadata['precision'] == 'bf16' else 'f32'))
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads
     request = core.compile_model(model, 'CPU', options).create_infer_request()

@@ -35,9 +35,8 @@ def export_program(network: nn.Module, example: Tensor, metadata: dict):
             prefer_deferred_runtime_asserts_over_guards=True)
     except Exception as e:  # whatever a model's code does while it is traced
         how = ' with --dynamic-size' if 2 in dims else ''
-        reason = str(e).strip().split('\n')[0]
-        raise UserError(f'torch.export cannot export this model{how}: {reason}'
-                        ) from e
+        raise UserError(f'torch.export cannot export this model{how}: '
+                        + str(e).strip().split('\n')[0]) from e
     # torch.export asserts that a pooling leaves no row over at the border, so
     # that only even sizes would be accepted; but the pooling drops that row.
     # The operator of these assertions has no public name.
@@ -65,9 +64,8 @@ class InBfloat16(nn.Module):
 def write_program(network: nn.Module, example: Tensor, path: Path,
                   metadata: dict, calibration: None) -> None:
     """Write pt2; see :func:`mmvanilla.export.formats.write`."""
-    torch.export.save(
-        export_program(network, example, metadata), str(path),
-        extra_files={METADATA: json.dumps(metadata)})
+    torch.export.save(export_program(network, example, metadata), str(path),
+                      extra_files={METADATA: json.dumps(metadata)})
 
 
 def open_program(path: Path, threads: int | None):
@@ -77,20 +75,16 @@ def open_program(path: Path, threads: int | None):
     return program.module(), json.loads(files[METADATA])
 
 
-# PyTorch documents both functions for AOTInductor in its private module.
-
-
 def write_compiled(network: nn.Module, example: Tensor, path: Path,
                    metadata: dict, calibration: None) -> None:
     """Write aoti; see :func:`mmvanilla.export.formats.write`."""
+    # PyTorch documents this function, and that to load, in a private module.
     torch._inductor.aoti_compile_and_package(
-        export_program(network, example, metadata),
-        package_path=str(path),
+        export_program(network, example, metadata), package_path=str(path),
         inductor_configs={
             'freezing': True,  # weights are packed once, when compiling
-            'aot_inductor.metadata':
-            {key: json.dumps(value) for key, value in metadata.items()},
-        })
+            'aot_inductor.metadata': {
+                key: json.dumps(value) for key, value in metadata.items()}})
 
 
 def open_compiled(path: Path, threads: int | None):
@@ -98,8 +92,7 @@ def open_compiled(path: Path, threads: int | None):
     # torch 2.10 uses this module without importing it.
     import torch._inductor.codecache  # noqa: F401
     program = torch._inductor.aoti_load_package(str(path))
-    metadata = program.loader.get_metadata()
     return program, {
         key: json.loads(value)
-        for key, value in metadata.items() if not key.startswith('AOTI_')
-    }
+        for key, value in program.loader.get_metadata().items()
+        if not key.startswith('AOTI_')}

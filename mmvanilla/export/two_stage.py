@@ -21,35 +21,29 @@ class TwoStageDetector(nn.Module):
 
     predicts = True  # the outputs are the toolbox's predictions
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int]):
+    def __init__(self, model: nn.Module, example: Tensor):
         super().__init__()
         _check_parts(model)
-        # A batch norm checks whether its input is empty, which an exporter
-        # cannot decide for a dynamic number of regions.
+        # A batch norm asks whether there are any regions, which an exporter
+        # cannot decide.
         self.model = fuse_conv_bn(copy.deepcopy(model))
-        self.input_size = tuple(input_size)
-        roi_head = self.model.roi_head
-        self.test_cfg = roi_head.test_cfg
+        self.input_size = tuple(example.shape[2:])
+        self.test_cfg = cfg = self.model.roi_head.test_cfg
         rpn_head = self.model.rpn_head
-        self.rpn = DensePredictions(self.model, rpn_head, input_size)
         rpn_cfg = rpn_head.test_cfg
+        self.rpn = DensePredictions(self.model, rpn_head, example)
         self.rpn_nms = NMS(rpn_cfg.nms, rpn_cfg.max_per_img)
-        self.nms = NMS(self.test_cfg.nms, self.test_cfg.max_per_img)
-        self.with_mask = roi_head.with_mask
-        self.output_names = ('boxes', 'scores', 'labels') + (
-            ('masks', ) if self.with_mask else ())
-
-    def settings(self) -> dict[str, object]:
-        """What the file's metadata say about the outputs."""
-        settings = dict(
-            outputs=list(self.output_names), box_format=BOX_FORMAT,
-            score_thr=self.test_cfg.score_thr, **self.nms.settings(),
-            rpn_nms_pre=self.rpn.test_cfg.get('nms_pre', -1),
+        self.nms = NMS(cfg.nms, cfg.max_per_img)
+        self.output_names = ('boxes', 'scores', 'labels')
+        self.settings = dict(
+            box_format=BOX_FORMAT, score_thr=cfg.score_thr,
+            **self.nms.settings, rpn_nms_pre=rpn_cfg.get('nms_pre', -1),
             rpn_nms_iou_threshold=self.rpn_nms.iou_threshold,
             rpn_max_per_img=self.rpn_nms.max_per_img)
-        return settings if not self.with_mask else dict(
-            settings, mask_format=PASTING,
-            mask_thr_binary=self.test_cfg.mask_thr_binary)
+        if self.model.roi_head.with_mask:
+            self.output_names += ('masks', )
+            self.settings.update(mask_format=PASTING,
+                                 mask_thr_binary=cfg.mask_thr_binary)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(1, C, H, W) -> boxes, scores, labels and masks over the boxes."""
@@ -57,7 +51,7 @@ class TwoStageDetector(nn.Module):
         boxes, scores, _, levels = self.rpn(feats)
         proposals = boxes[self.rpn_nms(boxes, scores, levels)]
         boxes, scores, labels = self._detect(feats, proposals)
-        if not self.with_mask:
+        if 'masks' not in self.output_names:
             return boxes, scores, labels
         return boxes, scores, labels, self._segment(feats, boxes, labels)
 
@@ -95,8 +89,7 @@ class TwoStageDetector(nn.Module):
             extract_rois(roi_head.mask_roi_extractor, feats, boxes))
         if not roi_head.mask_head.class_agnostic:
             # The mask of each detection's class.
-            index = labels[:, None, None, None].expand(
-                -1, 1, *masks.shape[2:])
+            index = labels[:, None, None, None].expand(-1, 1, *masks.shape[2:])
             masks = masks.gather(1, index)
         return masks[:, 0].sigmoid()
 
@@ -105,17 +98,13 @@ def _check_parts(model: nn.Module) -> None:
     from mmcv.ops import RoIAlign
     from mmdet import models
     roi_head, heads = model.roi_head, (models.BBoxHead, models.FCNMaskHead)
-    wanted = [(model.rpn_head, models.RPNHead),
-              (roi_head, models.StandardRoIHead)]
-    extractors = []
-    if type(roi_head) is models.StandardRoIHead:
-        extractors = [roi_head.bbox_roi_extractor]
-        wanted.append((roi_head.bbox_head, models.BBoxHead))
-        if roi_head.with_mask:
-            extractors.append(roi_head.mask_roi_extractor)
-            wanted.append((roi_head.mask_head, models.FCNMaskHead))
-    wanted += [(x, models.SingleRoIExtractor) for x in extractors]
-    for part, kind in wanted:
+    names = ('bbox', 'mask')[:1 + roi_head.with_mask]
+    extractors = [getattr(roi_head, f'{x}_roi_extractor', 0) for x in names]
+    for part, kind in (
+            (model.rpn_head, models.RPNHead),
+            (roi_head, models.StandardRoIHead),
+            *((x, models.SingleRoIExtractor) for x in extractors),
+            *zip([getattr(roi_head, f'{x}_head', 0) for x in names], heads)):
         # Subclasses of these heads differ in their layers only. Subclasses of
         # the other parts compute something else.
         if not (isinstance(part, kind)
@@ -124,9 +113,9 @@ def _check_parts(model: nn.Module) -> None:
                 f'a {type(model).__name__} with a {type(part).__name__} '
                 f'cannot be exported whole, only one with a {kind.__name__}; '
                 'use --part backbone')
-    layers = [layer for x in extractors for layer in x.roi_layers]
     if getattr(roi_head, 'with_shared_head', False) or not all(
-            isinstance(x, RoIAlign) and x.pool_mode == 'avg' for x in layers):
+            isinstance(layer, RoIAlign) and layer.pool_mode == 'avg'
+            for x in extractors for layer in x.roi_layers):
         raise UserError('a detector that is exported whole must pool its '
                         'regions by RoIAlign with pool_mode "avg" and have no '
                         'shared_head; use --part backbone')

@@ -55,13 +55,12 @@ class ConsoleHook(Hook):
 
     def before_train(self, runner) -> None:
         """Log the header and start the progress bar, on a terminal."""
-        from rich.console import Console
-        from rich.progress import Progress
+        from rich import console, progress
         self.close()
         runner.logger.info(_align(_header(runner)))
         if is_main_process() and sys.stdout.isatty():
-            self.bar = Progress(  # without a thread, which loaders would fork
-                console=Console(soft_wrap=True), transient=True,
+            self.bar = progress.Progress(  # no thread, which loaders fork
+                console=console.Console(soft_wrap=True), transient=True,
                 auto_refresh=False, redirect_stderr=False)
             self.task = self.bar.add_task('', total=runner.max_iters)
             self.bar.start()

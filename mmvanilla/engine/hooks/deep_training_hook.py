@@ -41,9 +41,6 @@ class DeepTrainingHook(Hook):
     Raises:
         UserError: For other arguments; before training, if the model has no
             pair, or ``decay_epochs`` needs a length that the data lack.
-
-    Example:
-        >>> custom_hooks = [dict(type='DeepTrainingHook', decay_epochs=100)]
     """
 
     def __init__(self, decay_epochs: int | None = None,

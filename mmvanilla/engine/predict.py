@@ -40,7 +40,7 @@ def predict(images: str, model: str, checkpoint: str | None = None,
     if not names:
         raise UserError(f'no images in {images}: names must end in '
                         f'{", ".join(image_folder.SUFFIXES)}')
-    if out is not None and Path(out).resolve() == root.resolve():
+    if out and Path(out).resolve() == root.resolve():
         raise UserError(f'--out {out} is where the images are')
     rows = []
     with safe_reading():
@@ -104,8 +104,8 @@ def _predictor(cfg, checkpoint, deploy):
         classes=known + [str(i) for i in range(len(known), 30000)],
         palette=[*map(tuple, palette), *map(tuple, colors[len(palette):])])
     for transform in dataset.pipeline:  # inferencers look for plain names
-        if configs.type_name(transform).startswith('Load'):
-            transform['type'] = configs.type_name(transform)
+        name = configs.type_name(transform)
+        transform['type'] = name if name[:4] == 'Load' else transform['type']
     cfg.test_dataloader = dict(dataset=dataset)
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     try:

@@ -28,9 +28,8 @@ class DeepTrainingActivation(nn.Module):
     equation 1). At ``lam = 1`` it is the identity, and the convolutions on
     either side of it merge into one.
 
-    Lambda is not a buffer, which ``half()``, DDP and averages would cast,
-    broadcast and average, but a float64 scalar of the state dict, on the CPU,
-    which can be written in place.
+    Lambda is not a buffer, which ``half()``, DDP and averages would change,
+    but a float64 scalar of the state dict, which can be written in place.
 
     Args:
         act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
@@ -120,13 +119,11 @@ class DeepTrainingConv2d(nn.Module):
 
     ``conv_cfg=dict(type='DeepTrainingConv2d')`` gives it to a network.
 
-    Loading merges a state dict of the train form, with lambda 1, into the
-    fine-tune form, and in ``VanillaNet``, ``VanillaNetHead`` and
-    ``WithDeepTraining`` an earlier one into the deploy form; the plain
-    ``nn.Conv2d`` of another network refuses it as torch does. A later form
-    raises RuntimeError. Without an entry of lambda it is 1. ``weight`` and
-    ``bias`` of a plain convolution load into the train form if ``post_norm``
-    is False and ``mid_channels`` is ``out_channels``, with the same outputs.
+    Loading merges a state dict of an earlier form with lambda 1, except into
+    the plain ``nn.Conv2d`` of a network that is not ours, and refuses one of a
+    later form with RuntimeError. Without an entry of lambda it is 1. A plain
+    convolution's entries load into the train form, with the same outputs, if
+    ``post_norm`` is False and ``mid_channels`` is ``out_channels``.
 
     Args:
         in_channels (int): Channels of the input.
@@ -134,8 +131,8 @@ class DeepTrainingConv2d(nn.Module):
         kernel_size, stride, padding, dilation, padding_mode: Of the first
             convolution and of the merged one, as in ``nn.Conv2d``.
         groups (int): Groups of both convolutions. Defaults to 1.
-        bias (bool): Whether both convolutions have biases. The merged one
-            also has one where a norm was folded into it. Defaults to True.
+        bias (bool): Whether both convolutions have biases. A merged one has
+            one where a norm was folded into it, too. Defaults to True.
         mid_channels (int, optional): Channels between the convolutions.
             Defaults to None, which means ``out_channels``.
         norm_cfg (dict, optional): Config of the batch norms; None for none.
@@ -153,8 +150,7 @@ class DeepTrainingConv2d(nn.Module):
     """
 
     # Attributes of nn.Conv2d that networks and mmcv's ConvModule read.
-    transposed = False
-    output_padding = (0, 0)
+    transposed, output_padding = False, (0, 0)
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size,
                  stride=1, padding=0, dilation=1, groups: int = 1,
@@ -172,7 +168,6 @@ class DeepTrainingConv2d(nn.Module):
         if deploy or not (deep_training or post_norm):
             self._become(merged())
             return
-
         plain = merged(device='meta')
         vars(self).update({x: getattr(plain, x) for x in CONV_ARGUMENTS})
         self.conv_cfg = dict(
@@ -289,3 +284,17 @@ def start_as(layer: nn.Module, conv: nn.Conv2d) -> None:
     else:
         start_as(layer.conv, conv)
         reset_to_identity(layer.norm)
+
+
+def merge_earlier_forms(model: nn.Module, state_dict: dict, prefix: str, *_,
+                        **conv_cfg) -> None:
+    """Merge entries of earlier forms of a model's plain convolutions.
+
+    With ``conv_cfg`` it is a ``load_state_dict`` pre-hook of that model.
+    """
+    conv_cfg = {k: v for k, v in conv_cfg.items()
+                if k in ('norm_cfg', 'act_cfg', 'post_norm')}
+    for name, module in model.named_modules():
+        if type(module) is nn.Conv2d:
+            merge_pair(state_dict, f'{prefix}{name}.', module,
+                       DeepTrainingConv2d, 'switch_to_deploy', **conv_cfg)

@@ -3,7 +3,6 @@
 from torch import nn
 
 from .deep_training import DeepTrainingActivation, DeepTrainingConv2d
-from .folding import merge_pair
 from .series_activation import SeriesActivation
 
 
@@ -91,21 +90,6 @@ def switch_to_finetune(model: nn.Module) -> int:
         name: x for name, x in find_layers(model).items()
         if isinstance(x, DeepTrainingConv2d) and x.deep_training}
     return _switch(layers, 'switch_to_finetune')
-
-
-def merge_earlier_forms(model: nn.Module, state_dict: dict, prefix: str, *_,
-                        **conv_cfg) -> None:
-    """Merge the entries of a model's plain convolutions, of earlier forms.
-
-    With the config of its layers, it is a ``load_state_dict`` pre-hook for a
-    network that is built in deploy form.
-    """
-    conv_cfg = {k: v for k, v in conv_cfg.items()
-                if k in ('norm_cfg', 'act_cfg', 'post_norm')}
-    for name, module in model.named_modules():
-        if type(module) is nn.Conv2d:
-            merge_pair(state_dict, f'{prefix}{name}.', module,
-                       DeepTrainingConv2d, 'switch_to_deploy', **conv_cfg)
 
 
 def _switch(layers: dict[str, nn.Module], method: str) -> int:

@@ -14,8 +14,11 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..layers import DeepTrainingConv2d, SeriesActivation
-from ..layers.deep_training import CONV_ARGUMENTS, start_as
-from ..layers.forms import merge_earlier_forms
+from ..layers.deep_training import (
+    CONV_ARGUMENTS,
+    merge_earlier_forms,
+    start_as,
+)
 
 OURS = (DeepTrainingConv2d, SeriesActivation)
 Selector = str | type | Callable[[str, nn.Module], bool] | Sequence | None

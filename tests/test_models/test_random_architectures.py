@@ -19,7 +19,7 @@ from mmvanilla.layers import (
     switch_to_deploy,
     switch_to_finetune,
 )
-from mmvanilla.layers.forms import merge_earlier_forms
+from mmvanilla.layers.deep_training import merge_earlier_forms
 from mmvanilla.models import VanillaNet
 
 ACTS = [dict(type=t) for t in ('ReLU', 'ReLU6', 'Tanh', 'GELU', 'PReLU')]

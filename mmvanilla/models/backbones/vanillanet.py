@@ -8,13 +8,9 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ...layers.deep_training import DeepTrainingConv2d
+from ...layers.deep_training import DeepTrainingConv2d, merge_earlier_forms
 from ...layers.folding import BATCH_NORMS, keep_running_stats
-from ...layers.forms import (
-    merge_earlier_forms,
-    switch_to_deploy,
-    switch_to_finetune,
-)
+from ...layers.forms import switch_to_deploy, switch_to_finetune
 from ...layers.series_activation import SeriesActivation
 
 INIT_CFG = [dict(type='TruncNormal', layer='Conv2d', std=0.02),

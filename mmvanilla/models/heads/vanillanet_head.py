@@ -5,12 +5,8 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ...layers.deep_training import DeepTrainingConv2d
-from ...layers.forms import (
-    merge_earlier_forms,
-    switch_to_deploy,
-    switch_to_finetune,
-)
+from ...layers.deep_training import DeepTrainingConv2d, merge_earlier_forms
+from ...layers.forms import switch_to_deploy, switch_to_finetune
 from ..backbones.vanillanet import INIT_CFG
 
 

@@ -3,8 +3,8 @@
 
     python tests/downstream/exports.py
 
-trains each narrow model on generated shapes (about 10 minutes on 2 cores),
-exports it in each format and precision, and writes docs/figures/exports.json.
+trains each narrow model on generated shapes, exports it in each format and
+precision, and writes docs/figures/exports.json, in about 10 minutes.
 """
 import json
 import platform
@@ -25,19 +25,11 @@ from mmvanilla.utils.configs import read_config  # noqa: E402
 from mmvanilla.utils.terminal import markdown_table  # noqa: E402
 
 OUT = ROOT / 'docs' / 'figures' / 'exports.json'
-MODELS = {
-    'retinanet': 'RetinaNet',
-    'rtmdet': 'RTMDet',
-    'mask-rcnn': 'Mask R-CNN',
-    'upernet': 'UPerNet',
-}
-METRICS = {
-    'coco/bbox_mAP': 'box AP',
-    'coco/segm_mAP': 'mask AP',
-    'mIoU': 'mIoU, %',
-}
-FILES = dict(
-    onnx=('ONNX Runtime', '.onnx'), openvino=('OpenVINO', '.xml'))
+MODELS = {'retinanet': 'RetinaNet', 'rtmdet': 'RTMDet',
+          'mask-rcnn': 'Mask R-CNN', 'upernet': 'UPerNet'}
+METRICS = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP',
+           'mIoU': 'mIoU, %'}
+FILES = dict(onnx=('ONNX Runtime', '.onnx'), openvino=('OpenVINO', '.xml'))
 PRECISIONS = ('fp32', 'int8')
 
 
@@ -51,46 +43,37 @@ def measure(name: str, shapes: Path, folder: Path) -> dict:
             found = export(
                 cfg, run.merged, folder / f'{precision}{suffix}', format,
                 precision, samples=80, max_drop=100).verification
-            result['PyTorch'] = {
-                key: float(found.metrics[key][0]) for key in METRICS
-                if key in found.metrics
-            }
-            result[f'{format}, {precision}'] = {
-                key: float(found.metrics[key][1])
-                for key in result['PyTorch']
-            }
+            for i, key in enumerate(('PyTorch', f'{format}, {precision}')):
+                result[key] = {
+                    name: float(found.metrics[name][i])
+                    for name in METRICS if name in found.metrics}
     return result
 
 
 def table(content: dict) -> str:
     """The table of the docs, from the content of the JSON file."""
+    columns = {'PyTorch': 'PyTorch'}
+    for precision in PRECISIONS:
+        columns |= {f'{format}, {precision}': f'{title}, {precision}'
+                    for format, (title, _) in FILES.items()}
     rows = []
     for name, title in MODELS.items():
         found = content['models'][name]
-        for key, metric in METRICS.items():
-            if key not in found['PyTorch']:
-                continue
+        for key in filter(found['PyTorch'].get, METRICS):
             digits = 2 if key == 'mIoU' else 3
-            rows.append(
-                (title, metric, f'{found["PyTorch"][key]:.{digits}f}', *(
-                    f'{found[f"{format}, {precision}"][key]:.{digits}f}'
-                    for precision in PRECISIONS for format in FILES)))
-    return markdown_table(
-        ['model', '', 'PyTorch', *(f'{title}, {precision}'
-                                   for precision in PRECISIONS
-                                   for title, _ in FILES.values())], rows)
+            rows.append((title, METRICS[key], *(
+                f'{found[column][key]:.{digits}f}' for column in columns)))
+    return markdown_table(['model', '', *columns.values()], rows)
 
 
 def main() -> None:
-    content = dict(
-        machine=f'{platform.platform()}, torch {torch.__version__}',
-        models={})
+    content = dict(models={}, machine=f'{platform.platform()}, torch '
+                   f'{torch.__version__}')
     with tempfile.TemporaryDirectory() as folder:
         shapes = generate(Path(folder, 'shapes'))
         for name in MODELS:
-            inside = Path(folder, name)
-            inside.mkdir()
-            content['models'][name] = measure(name, shapes, inside)
+            content['models'][name] = measure(
+                name, shapes, Path(tempfile.mkdtemp(dir=folder)))
     OUT.write_text(json.dumps(content, indent=1) + '\n')
     print(table(content))
 

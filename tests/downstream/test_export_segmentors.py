@@ -1,26 +1,17 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""The label maps of exported segmentors are mmseg's."""
 import numpy as np
 import pytest
 import torch
+from downstream import heads
 from PIL import Image
 
-NEEDS = 'the README tells how to install the toolboxes'
-pytest.importorskip('mmseg', reason=f'no mmseg: {NEEDS}')
-pytest.importorskip(
-    'mmcv.ops',
-    reason=f'mmcv has no compiled ops: {NEEDS}',
-    exc_type=ImportError)
-pytest.importorskip('onnxruntime')
-pytest.importorskip('openvino')
-
-from downstream import heads  # noqa: E402
-
-from mmvanilla.export import export  # noqa: E402
-from mmvanilla.export.exported import Exported  # noqa: E402
-from mmvanilla.export.formats import write  # noqa: E402
-from mmvanilla.export.network import make_network  # noqa: E402
-from mmvanilla.utils.configs import read_config  # noqa: E402
-from mmvanilla.utils.errors import UserError  # noqa: E402
+from mmvanilla.export import export
+from mmvanilla.export.exported import Exported
+from mmvanilla.export.formats import write
+from mmvanilla.export.network import make_network
+from mmvanilla.utils.configs import read_config
+from mmvanilla.utils.errors import UserError
 
 
 @pytest.mark.parametrize('format', ['onnx', 'openvino'])
@@ -37,31 +28,26 @@ def test_segments_as_the_toolbox_does(runs, shapes, tmp_path, format):
     infer = Exported(out)
     order = -1 if infer.metadata['channel_order'] == 'BGR' else 1
     paths = sorted((shapes / 'val').iterdir())
-    pixels = np.stack([
-        np.asarray(Image.open(path).convert('RGB'), np.float32)
-        for path in paths[:12]
-    ])[..., ::order]
+    pixels = np.stack([np.asarray(Image.open(path).convert('RGB'), np.float32)
+                       for path in paths[:12]])[..., ::order]
     x = (pixels - infer.metadata['mean']) / infer.metadata['std']
     x = torch.from_numpy(x.astype(np.float32)).permute(0, 3, 1, 2)
     logits, labels = infer(x)
     assert torch.equal(logits.argmax(1), labels)
-    truth = np.stack([
-        np.asarray(Image.open(shapes / 'val_masks' / path.name))
-        for path in paths[:12]
-    ])
+    truth = np.stack([np.asarray(Image.open(shapes / 'val_masks' / path.name))
+                      for path in paths[:12]])
     # 0 is to be ignored; a wrong order of the images finds no objects.
     assert (truth - 1 == labels.numpy())[truth > 1].mean() > 0.3
 
 
-@pytest.mark.parametrize('change,kwargs,message', [
-    ({}, dict(dynamic_size=True), '--dynamic-size'),
-    ({'model.test_cfg.mode': 'slide'}, {}, "test_cfg.mode is 'slide'"),
-])
-def test_refusals(runs, tmp_path, change, kwargs, message):
+@pytest.mark.parametrize('mode,message', [
+    ('whole', '--dynamic-size'), ('slide', "test_cfg.mode is 'slide'")])
+def test_refusals(runs, tmp_path, mode, message):
     run = runs('upernet')
-    cfg = read_config(str(run.merged_config), change)
+    cfg = read_config(str(run.merged_config), {'model.test_cfg.mode': mode})
     with pytest.raises(UserError, match=message):
-        export(cfg, run.merged, tmp_path / 'model.onnx', samples=8, **kwargs)
+        export(cfg, run.merged, tmp_path / 'model.onnx', samples=8,
+               dynamic_size=True)
     assert not list(tmp_path.iterdir())
 
 

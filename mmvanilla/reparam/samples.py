@@ -113,8 +113,7 @@ def _random_samples(cfg: Config, number: int) -> Samples:
     # There are no files of images and no annotations to load.
     transforms = [copy.deepcopy(t) for t in _test_pipeline(cfg)
                   if not type_name(t).startswith('Load')]
-    rng = np.random.default_rng(0)
-    batches = []
+    rng, batches = np.random.default_rng(0), []
     with scope_of(cfg):
         pipeline = Compose([TRANSFORMS.build(t) for t in transforms])
         for i in range(number):

@@ -44,7 +44,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(local_rank: int, **options) -> None:
-    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    if options['launcher'] == 'pytorch':
+        os.environ.setdefault('LOCAL_RANK', str(local_rank))
     from mmvanilla.engine.runs import train
     train(**options)
 

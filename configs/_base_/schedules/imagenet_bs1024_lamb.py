@@ -41,8 +41,8 @@ custom_hooks = [
         priority='ABOVE_NORMAL')
 ]
 
-# The learning rate is for a batch of 8 x 128. With --auto-scale-lr, mmvanilla's
-# tools/train.py scales it with the square root of the batch, as the authors
-# advise (their issue 13). mmpretrain's train.py and mim do not read `rule` and
-# scale it linearly.
+# The learning rate is for a batch of 8 x 128. With --auto-scale-lr, the
+# tools/train.py of mmvanilla scales it with the square root of the batch, as
+# the authors advise (their issue 13). mmpretrain's train.py and mim do not
+# read `rule` and scale it linearly.
 auto_scale_lr = dict(base_batch_size=1024, rule='sqrt')

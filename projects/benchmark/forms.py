@@ -71,7 +71,7 @@ def inference_cases(subject: Subject, x: Tensor,
             data = x.to(DTYPES[precision])
             if precision != 'fp32':
                 run = copy.deepcopy(run).to(DTYPES[precision])
-            if form in optimize.BACKENDS:
+            if form in ('inductor', 'eager'):
                 run = optimize.optimize_for_inference(run, data, form)
             if form == 'channels_last':
                 run = copy.deepcopy(run).to(memory_format=torch.channels_last)

@@ -93,15 +93,16 @@ def test_every_variant_has_a_config():
     assert set(RECIPE) == set(VanillaNet.arch_settings)
 
 
-@pytest.mark.parametrize(
-    'path', sorted((ROOT / 'configs').glob('[!_]*/*.py')),
-    ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[!_]*/*.py')),
+                         ids=lambda path: path.stem)
 def test_config_builds(path):
     if path.parent != CONFIGS:
         pytest.importorskip('mmcv.ops')
     cfg = read_config(str(path))
     # Any toolbox's runner that reads it knows our types.
     assert cfg.custom_imports.imports == ['mmvanilla']
+    scope = '' if path.parent == CONFIGS else 'mmpretrain.'
+    assert cfg.default_hooks.checkpoint.type == f'{scope}AtomicCheckpointHook'
     with torch.device('meta'):
         model = build_model(cfg)
     assert sum(p.numel() for p in model.parameters()) > 1e4

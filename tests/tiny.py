@@ -32,26 +32,21 @@ def tiny_cfg(work_dir, epochs: int = 4, decay_epochs: int = 3) -> Config:
     """
     cfg = Config.fromfile(DIGITS)
     cfg.merge_from_dict(
-        dict(
-            work_dir=str(work_dir),
-            model=dict(
-                backbone=dict(
-                    arch=dict(NARROW, _delete_=True), norm_cfg=NORM),
-                head=dict(in_channels=8, norm_cfg=NORM)),
-            train_dataloader=dict(
-                batch_size=16, dataset=dict(indices=64)),
-            val_dataloader=dict(batch_size=16, dataset=dict(indices=32)),
-            test_dataloader=dict(batch_size=16, dataset=dict(indices=32)),
-            train_cfg=dict(max_epochs=epochs),
-            default_hooks=dict(
-                logger=dict(interval=1),
-                checkpoint=dict(
-                    interval=1, max_keep_ckpts=-1, save_best=None))))
+        dict(work_dir=str(work_dir),
+             model=dict(backbone=dict(
+                            arch=dict(NARROW, _delete_=True), norm_cfg=NORM),
+                        head=dict(in_channels=8, norm_cfg=NORM)),
+             train_dataloader=dict(batch_size=16, dataset=dict(indices=64)),
+             val_dataloader=dict(batch_size=16, dataset=dict(indices=32)),
+             test_dataloader=dict(batch_size=16, dataset=dict(indices=32)),
+             train_cfg=dict(max_epochs=epochs),
+             default_hooks=dict(logger=dict(interval=1),
+                                checkpoint=dict(interval=1, max_keep_ckpts=-1,
+                                                save_best=None))))
     cfg.train_dataloader.dataset.pipeline = cfg.val_dataloader.dataset.pipeline
     cfg.param_scheduler.T_max = epochs
     cfg.custom_hooks = [
-        dict(type='DeepTrainingHook', decay_epochs=decay_epochs)
-    ]
+        dict(type='DeepTrainingHook', decay_epochs=decay_epochs)]
     return cfg
 
 
@@ -81,10 +76,8 @@ def read(path) -> dict:
 
 def lams(state_dict: dict) -> set:
     """Every lambda that a state dict holds."""
-    return {
-        float(value)
-        for key, value in state_dict.items() if key.endswith('.lam')
-    }
+    return {float(value) for key, value in state_dict.items()
+            if key.endswith('.lam')}
 
 
 def assert_same_weights(a: dict, b: dict) -> None:
@@ -106,19 +99,14 @@ def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:
     tool, *rest = map(str, args)
     command = [sys.executable] if tool.endswith('.py') else ['bash']
     paths = os.pathsep.join(
-        filter(None, [
-            str(ROOT), str(ROOT / 'tests'),
-            os.environ.get('PYTHONPATH')
-        ]))
+        filter(None,
+               [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH')]))
     return subprocess.run(
-        command + [str(ROOT / 'tools' / tool)] + rest,
-        cwd=cwd,
+        command + [str(ROOT / 'tools' / tool)] + rest, cwd=cwd,
         env=dict(
             os.environ, PYTHONPATH=paths, PYTHON=sys.executable,
             OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', PORT=free_port()) | env,
-        capture_output=True,
-        text=True,
-        timeout=300)
+        capture_output=True, text=True, timeout=300)
 
 
 def call_tool(monkeypatch, capfd, *args, cwd, code: int = 0) -> str:

@@ -39,9 +39,8 @@ def make_tasks(inputs: Path, out: Path) -> dict[str, Callable[[str], None]]:
             force=True),
         convert=lambda name: convert(
             inputs / f'{name}.pth', out / 'out.pth', 'authors', force=True),
-        onnx=lambda name: export(
-            cfg, inputs / f'{name}.pth', out / 'out.onnx', samples=2,
-            force=True),
+        onnx=lambda name: export(cfg, inputs / f'{name}.pth', out / 'out.onnx',
+                                 samples=2, force=True),
         openvino=lambda name: export(
             cfg, inputs / f'{name}.pth', out / 'out.xml', 'openvino',
             samples=2, force=True))
@@ -56,8 +55,7 @@ def write_inputs(folder: Path) -> None:
     for seed, name in enumerate(('old', 'new')):
         model = build_model(cfg)
         randomize(model, seed)
-        torch.save(dict(state_dict=model.state_dict()),
-                   folder / f'{name}.pth')
+        torch.save(dict(state_dict=model.state_dict()), folder / f'{name}.pth')
 
 
 def run(task: Callable, name: str, out: Path, step: int = 0) -> int:

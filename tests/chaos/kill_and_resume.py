@@ -208,8 +208,7 @@ def main() -> int:
         began = time.perf_counter()
         if wait(start(config, expected, resume=False)) != 0:
             sys.exit(expected.with_suffix('.log').read_text())
-        references[ema, keep] = (config, expected,
-                                 time.perf_counter() - began)
+        references[ema, keep] = (config, expected, time.perf_counter() - began)
     for i in range(args.kills):
         config, expected, seconds = references[variants[i // 2 % 4]]
         work = folder / f'run_{i}'

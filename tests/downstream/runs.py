@@ -3,7 +3,6 @@
 import copy
 import json
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +25,7 @@ class Run:
     work_dir: Path
     checkpoint: Path
     log: str
-    seconds: float
     merged: Path
-    report: str
 
     @property
     def merged_config(self) -> Path:
@@ -65,28 +62,21 @@ def train_and_merge(name: str, shapes: Path, work_dir: Path) -> Run:
     """Train tests/downstream/configs/NAME_shapes.py and merge it."""
     config = CONFIGS / f'{name}_shapes.py'
     options = data_options(name, shapes)
-    start = time.perf_counter()
     log = tool('train.py', config, '--work-dir', work_dir, '--cfg-options',
                *options, cwd=work_dir)
-    seconds = time.perf_counter() - start
     checkpoint = Path((work_dir / 'last_checkpoint').read_text())
     merged = work_dir / 'merged.pth'
-    report = tool('reparam.py', config, checkpoint, merged, '--cfg-options',
-                  *options, cwd=work_dir)
-    return Run(config, options, work_dir, checkpoint, log, seconds, merged,
-               report)
+    tool('reparam.py', config, checkpoint, merged, '--cfg-options', *options,
+         cwd=work_dir)
+    return Run(config, options, work_dir, checkpoint, log, merged)
 
 
 def data_options(name: str, shapes: Path) -> list:
-    options = [
-        f'{split}_dataloader.dataset.data_root={shapes}/'
-        for split in ('train', 'val', 'test')
-    ]
+    options = [f'{split}_dataloader.dataset.data_root={shapes}/'
+               for split in ('train', 'val', 'test')]
     if name != 'upernet':
-        options += [
-            f'{split}_evaluator.ann_file={shapes}/val.json'
-            for split in ('val', 'test')
-        ]
+        options += [f'{split}_evaluator.ann_file={shapes}/val.json'
+                    for split in ('val', 'test')]
     return options
 
 
@@ -96,10 +86,9 @@ def build(cfg: Config):
         model = MODELS.build(copy.deepcopy(cfg.model))
         wrapper_cfg = copy.deepcopy(cfg.optim_wrapper)
         constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
-            dict(
-                type=wrapper_cfg.pop('constructor'),
-                paramwise_cfg=wrapper_cfg.pop('paramwise_cfg'),
-                optim_wrapper_cfg=wrapper_cfg))
+            dict(type=wrapper_cfg.pop('constructor'),
+                 paramwise_cfg=wrapper_cfg.pop('paramwise_cfg'),
+                 optim_wrapper_cfg=wrapper_cfg))
         return model, constructor(model)
 
 
@@ -122,16 +111,11 @@ def one_step(cfg: Config, batch: dict):
     model, optim_wrapper = build(cfg)
     model.init_weights()
     model.train()
-    before = {
-        k: v.detach().clone()
-        for k, v in model.backbone.named_parameters()
-    }
+    before = copy.deepcopy(dict(model.backbone.named_parameters()))
     losses = model.train_step(copy.deepcopy(batch), optim_wrapper)
     assert torch.isfinite(losses['loss'])
-    unmoved = [
-        k for k, v in model.backbone.named_parameters()
-        if torch.equal(v, before[k])
-    ]
+    unmoved = [k for k, v in model.backbone.named_parameters()
+               if torch.equal(v, before[k])]
     assert not unmoved
     model.eval()
     return model.test_step(copy.deepcopy(batch))

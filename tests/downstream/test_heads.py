@@ -5,17 +5,7 @@ import os
 
 import pytest
 import torch
-from tiny import ROOT
-
-NEEDS = 'the README tells how to install the toolboxes'
-for package in ('mmdet', 'mmseg'):
-    pytest.importorskip(package, reason=f'no {package}: {NEEDS}')
-pytest.importorskip(
-    'mmcv.ops',
-    reason=f'mmcv has no compiled ops: {NEEDS}',
-    exc_type=ImportError)
-
-from downstream.heads import (  # noqa: E402
+from downstream.heads import (
     DETECTORS,
     OUT,
     SEGMENTORS,
@@ -23,13 +13,12 @@ from downstream.heads import (  # noqa: E402
     table,
     train_and_merge,
 )
+from tiny import ROOT
 
 # Seconds each, or tested in test_detection.py and test_segmentation.py.
-SLOW = {
-    'FreeAnchor', 'FoveaBox', 'PAA', 'GFL', 'VarifocalNet', 'Faster R-CNN',
-    'Mask R-CNN', 'Cascade R-CNN', 'Sparse R-CNN', 'SOLOv2',
-    'Deformable DETR', 'DINO', 'PSPNet', 'DeepLabV3+', 'UPerNet'
-}
+SLOW = {'FreeAnchor', 'FoveaBox', 'PAA', 'GFL', 'VarifocalNet', 'Faster R-CNN',
+        'Mask R-CNN', 'Cascade R-CNN', 'Sparse R-CNN', 'SOLOv2',
+        'Deformable DETR', 'DINO', 'PSPNet', 'DeepLabV3+', 'UPerNet'}
 HEADS = [
     name for name in [*DETECTORS, *SEGMENTORS]
     if name not in SLOW or os.environ.get('MMVANILLA_ALL_HEADS')

@@ -6,7 +6,6 @@ from downstream.runs import tool
 from downstream.shapes import generate
 from golden import WIDTHS, random_authors_weights, same
 from mmdet.apis import DetInferencer
-from mmengine.runner import load_checkpoint
 from tiny import ROOT
 
 from mmvanilla.checkpoints import (
@@ -36,8 +35,7 @@ def config(name: str, dims: list = NARROW):
         strides = [1 + (b > a) for a, b in zip(dims, dims[1:])]
         cfg.model.backbone.arch = dict(dims=dims, strides=strides)
         cfg.model.neck.in_channels = [
-            width // 128 for width in cfg.model.neck.in_channels
-        ]
+            width // 128 for width in cfg.model.neck.in_channels]
     return cfg
 
 
@@ -68,11 +66,10 @@ def official_weights(name: str, dims: list = NARROW) -> dict:
 
 def save(path, weights: dict) -> None:
     torch.save(
-        dict(
-            meta=dict(CLASSES=CLASSES, mmdet_version='2.25.0', epoch=12,
-                      config='raise SystemExit'),
-            state_dict=weights,
-            optimizer=dict(state={}, param_groups=[])), path)
+        dict(meta=dict(CLASSES=CLASSES, mmdet_version='2.25.0', epoch=12,
+                       config='raise SystemExit'),
+             state_dict=weights, optimizer=dict(state={}, param_groups=[])),
+        path)
 
 
 def filled_by_hand(name: str, dims: list, weights: dict):
@@ -150,13 +147,11 @@ def test_tools(tmp_path, name):
     cfg.test_dataloader.dataset.pipeline[1].scale = (96, 64)
     cfg.model.test_cfg.get('rcnn', cfg.model.test_cfg).score_thr = 0.0
     shapes = generate(tmp_path / 'shapes', 2, 2)
-    cfg.merge_from_dict({
-        'test_dataloader.dataset.data_root': f'{shapes}/',
-        'test_dataloader.dataset.ann_file': 'val.json',
-        'test_dataloader.dataset.data_prefix.img': 'val/',
-        'test_dataloader.num_workers': 0,
-        'test_dataloader.persistent_workers': False,
-    })
+    cfg.merge_from_dict({'test_dataloader.dataset.data_root': f'{shapes}/',
+                         'test_dataloader.dataset.ann_file': 'val.json',
+                         'test_dataloader.dataset.data_prefix.img': 'val/',
+                         'test_dataloader.num_workers': 0,
+                         'test_dataloader.persistent_workers': False})
     # The shapes do not have the 80 classes.
     cfg.test_evaluator = dict(
         type='DumpDetResults', out_file_path='results.pkl')
@@ -194,13 +189,3 @@ def test_wrong_detector_is_one_sentence(tmp_path):
     save(tmp_path / 'c.pth', other)
     with pytest.raises(UserError, match='neither a RetinaNet nor a Mask'):
         convert(tmp_path / 'c.pth', tmp_path / 'd.pth')
-
-
-def test_a_classifier_loads_by_prefix(tmp_path):
-    """As the authors' configs start from the n = 4 checkpoint."""
-    weights = official_weights('retinanet')
-    save(tmp_path / 'a.pth', weights)
-    model = build_model(config('retinanet'))
-    load_checkpoint(model, f'vanillanet://{tmp_path / "a.pth"}', strict=True)
-    first = weights['backbone.stem1.0.weight']
-    assert torch.equal(model.backbone.stem.conv.conv1.weight, first)

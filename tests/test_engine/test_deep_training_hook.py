@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mmvanilla.checkpoints import load_weights
 from mmvanilla.engine import DeepTrainingHook
 from mmvanilla.engine.hooks.deep_training_hook import unwrap_model
-from mmvanilla.layers import find_activations, switch_to_deploy
+from mmvanilla.layers import find_activations
 from mmvanilla.utils.configs import build_model
 from mmvanilla.utils.errors import UserError
 
@@ -219,17 +219,12 @@ def test_ema_has_the_schedules_lambda(tmp_path):
     ema = next(h for h in runner.hooks if hasattr(h, 'ema_model')).ema_model
     assert lams(ema.state_dict()) == lams(runner.model.state_dict()) == {1.0}
 
-    # And the average, which is what the file holds, merges.
+    # The average is what the file holds; others test that it merges.
     model = build_model(cfg)
     load_weights(model, str(tmp_path / 'epoch_4.pth'))
     assert_same_weights(
         {k[len('module.'):]: v for k, v in ema.state_dict().items()
          if k.startswith('module.')}, model.state_dict())
-    x = torch.rand(2, 1, 32, 32)
-    with torch.no_grad():
-        expected = model(x)
-        assert switch_to_deploy(model) == 7
-        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
 class Augmented(BaseTTAModel):

@@ -101,6 +101,7 @@ def test_config_in_a_checkpoint_is_not_run(trained, tmp_path):
     assert (tmp_path / 'epoch_5.pth').is_file()
     assert not (tmp_path / 'ran').exists()
 
+
 def test_a_head_of_another_size_is_left_out(trained, tmp_path):
     """In the network and in its average, and one of the same size is not."""
     checkpoint = trained / 'work' / 'epoch_4.pth'

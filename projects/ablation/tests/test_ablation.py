@@ -104,12 +104,10 @@ def test_each_run_is_one_of_the_seed():
 
 
 def test_report(tmp_path):
-    rows = [
-        Row('A', 'none', 60.0, [90.0, 92.0, 94.0]),
-        Row('A', 'all', 62.5, [95.0, 95.0, 95.0]),
-        Row('B', 'none', None, [50.0, 50.0, 53.0]),
-        Row('B', 'all', None, [40.0, 40.0, 40.0]),
-    ]
+    rows = [Row('A', 'none', 60.0, [90.0, 92.0, 94.0]),
+            Row('A', 'all', 62.5, [95.0, 95.0, 95.0]),
+            Row('B', 'none', None, [50.0, 50.0, 53.0]),
+            Row('B', 'all', None, [40.0, 40.0, 40.0])]
     ablation = Ablation('x', 'X', 1, 3, rows)
     lines = make_table(ablation).splitlines()
     cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
@@ -117,8 +115,7 @@ def test_report(tmp_path):
         ['A', 'none', '92.00 ± 2.00', '', '60.00', ''],
         ['A', 'all', '95.00 ± 0.00', '+3.00', '62.50', '+2.50'],
         ['B', 'none', '51.00 ± 1.73', '', '', ''],
-        ['B', 'all', '40.00 ± 0.00', '-11.00', '', ''],
-    ]
+        ['B', 'all', '40.00 ± 0.00', '-11.00', '', '']]
     write_report(ablation, tmp_path)
     one = Ablation('y', 'One seed', 1, 1, [Row('', 'a', None, [90.0])])
     paths = write_report(one, tmp_path)

@@ -38,6 +38,7 @@ import mmengine.hub
 import mmpretrain
 import mmvanilla
 from mmengine.config import Config
+from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.utils import get_installed_path
 
 package = Path(mmvanilla.__file__).parent
@@ -54,6 +55,9 @@ Path('mine.py').write_text(
     'model = dict(head=dict(num_classes=7))\n')
 cfg = Config.fromfile('mine.py')
 assert cfg.model.backbone.arch == '6' and cfg.model.head.num_classes == 7
+# Its types are found, as a runner looks for them.
+with DefaultScope.overwrite_default_scope('mmpretrain'):
+    VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
 
 name = 'mmvanilla::vanillanet/vanillanet-5_8xb128_in1k.py'
 assert mmengine.hub.get_config(name).model.backbone.arch == '5'

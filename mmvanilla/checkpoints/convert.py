@@ -21,11 +21,8 @@ DETECTORS = {
 }
 
 
-def convert(src: str | Path,
-            dst: str | Path,
-            to: str = 'mmvanilla',
-            key: str | None = None,
-            force: bool = False) -> str:
+def convert(src: str | Path, dst: str | Path, to: str = 'mmvanilla',
+            key: str | None = None, force: bool = False) -> str:
     """Convert a checkpoint file between the authors' format and ours.
 
     Beside ``dst`` it writes a config with the suffix ``.py`` that builds the

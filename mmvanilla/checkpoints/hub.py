@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import Registry
 from mmengine.runner import CheckpointLoader
+from mmpretrain import registry
 from mmpretrain.apis import ModelHub
 
 from ..utils.errors import UserError
@@ -110,5 +112,11 @@ def _download(name: str) -> Path:
 # For `mmvanilla::...` in configs. In editable installs, mmengine 0.10.7 finds
 # the folder of a module but not of a distribution.
 MODULE2PACKAGE.setdefault('mmvanilla', 'mmvanilla.version')
+# mmengine looks for the types of such a config in the scope of its package.
+for parent in vars(registry).values():
+    if isinstance(parent, Registry):
+        Registry(parent.name, parent=parent, scope='mmvanilla', locations=[
+            'mmpretrain.' + part for part in
+            'datasets engine evaluation models visualization'.split()])
 ModelHub.register_model_index(
     root() / 'model-index.yml', config_prefix=root())

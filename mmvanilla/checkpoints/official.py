@@ -169,6 +169,8 @@ def describe(state_dict: dict[str, Tensor]) -> dict:
     detector = not any(key.startswith('head.') for key in state_dict) and any(
         not key.startswith('backbone.') for key in state_dict)
     if not detector:
+        if 'head.classifier.weight' in state_dict:
+            first = last = ''  # in fine-tune form too
         config['head'] = dict(
             num_classes=shape(f'head.classifier{last}')[0],
             in_channels=shape(f'head.classifier{first}')[1], **form)

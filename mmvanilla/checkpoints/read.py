@@ -186,6 +186,8 @@ def load_checkpoint(name: str | Path) -> dict:
     if any(official_prefix(x) is not None for x in (content, *parts)):
         raise UserError(f'{name} holds official weights with the keys of '
                         f'their authors: give it as vanillanet://{file}')
+    if not isinstance(content.get('meta', {}), dict):
+        content['meta'] = {}
     leave_out_configs(content)
     return content
 
@@ -239,9 +241,12 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
         UserError: If keys are missing, unexpected or mismatched; names the
             first few. Some of the weights may have been loaded then.
     """
-    if not isinstance(state_dict, dict) or not state_dict or not all(
-            isinstance(key, str) for key in state_dict):
-        raise UserError(f'{source} holds no weights')
+    entries = state_dict.items() if isinstance(state_dict, dict) else ()
+    wrong = [f': {key} is of type {type(value).__name__}'
+             for key, value in entries if not isinstance(key, str) or not (
+                 torch.is_tensor(value) or key.endswith('_extra_state'))]
+    if not entries or wrong:
+        raise UserError(f'{source} holds no weights{"".join(wrong[:1])}')
     if 'module' not in dict(model.named_children()) and all(
             key.startswith('module.') for key in state_dict):
         # Wrappers such as DDP add this prefix.

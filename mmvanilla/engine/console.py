@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -49,8 +50,7 @@ class ConsoleHook(Hook):
         for screen, level in self.screens.items():
             screen.setLevel(level)
         if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+            self.bar = self.bar.stop()
             self._print_to_stdout()
 
     def before_train(self, runner) -> None:
@@ -168,8 +168,7 @@ def plot_curves(work_dir: str | Path) -> Path:
         axes.set(title=title, xlabel=unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        if title == 'metrics':
-            axes.legend(fontsize='small')
+        axes.legend(fontsize='small')
     with write_beside(Path(work_dir, 'curves.png')) as (path, ):
         figure.savefig(path, dpi=120)
     return Path(work_dir, 'curves.png')
@@ -179,9 +178,10 @@ def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
     """The scalars of a run, averaged over each epoch, or by iteration."""
     curves, unit = defaultdict(dict), 'epoch'
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        # The last line of a run that was killed may be incomplete.
-        lines = [json.loads(line) for line in path.read_text().splitlines()
-                 if line.endswith('}')]
+        lines = []
+        for line in path.read_text(errors='replace').splitlines():
+            with suppress(ValueError):  # a killed run may leave half a line
+                lines.append(dict(json.loads(line)))
         if not any('lr' in line for line in lines):
             continue  # of a test
         unit = 'epoch' if any('epoch' in line for line in lines) else 'iter'

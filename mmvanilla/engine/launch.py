@@ -22,6 +22,7 @@ from ..utils.errors import UserError
 from ..utils.terminal import some
 from .console import ConsoleHook
 from .hooks.deep_training_hook import unwrap_model
+from .own_data import WORLD_SIZE
 
 # Beginnings of errors that a user can correct, and how.
 KNOWN_ERRORS = {
@@ -117,6 +118,10 @@ class _HeadSizeHook(Hook):
 @contextmanager
 def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
     """Build a runner and run it: read safely, with one-line errors."""
+    variable = WORLD_SIZE.get(cfg.launcher, 'PATH')
+    if variable not in os.environ:
+        raise UserError(f'--launcher {cfg.launcher} is for processes that its '
+                        f'launcher starts, which sets {variable}')
     if cfg.launcher in ('pytorch', 'slurm') and get_device() == 'cpu':
         _start_on_cpus(cfg)
     console = ConsoleHook()
@@ -133,8 +138,8 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
             runner.register_hook(console)
             yield runner, console
     except KeyboardInterrupt:
-        raise UserError('interrupted; training goes on with the same command '
-                        'and --resume') from None
+        raise UserError('interrupted; the same command with --resume goes on '
+                        'from the last checkpoint, if there is one') from None
     except Exception as e:
         # One from a worker of a data loader holds its traceback.
         text = re.split(r'\n[\w.]+: ', str(e).strip())[-1]

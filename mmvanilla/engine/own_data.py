@@ -28,15 +28,12 @@ WORLD_SIZE = dict(
 
 def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
                      check_images: bool = False) -> None:
-    """Make a classification config train and evaluate on a folder of images.
+    """Make a classification config, in place, use a folder of images.
 
-    The classes are the names of the folders, sorted. Their number is set
-    everywhere, and a top-k accuracy is removed where k is not below it.
-    Wrappers of data sets are kept. The config needs no ``--data`` afterwards.
-
-    With a ``checkpoint``, the config is for evaluating it: it gets the
-    checkpoint's classes, and the folder may lack some of them, or ``train``.
-    ``check_images`` decodes all images first and leaves out unreadable ones.
+    The folder holds ``train`` and ``val``, each with a folder of images for
+    each class, or the latter alone: then a fifth of each class is ``val``.
+    With a ``checkpoint``, of a trained network to evaluate, the config gets
+    its classes, and the folder may lack some of them, or ``train``.
     """
     if scope_name(cfg) != 'mmpretrain':
         raise UserError(f'--data is for classification, but {cfg.filename} is '
@@ -67,6 +64,9 @@ def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
                   logging.WARNING)
     if not evaluates:
         _check_batch(cfg, len(images['train'] - skip))
+    elif len(images['val']) < len(everything):
+        print_log(f'{len(images["val"])} of {len(everything)} images, those '
+                  f'for validation, are used of {root}', 'current')
     for name, split in dict(train='train', val='val', test='val').items():
         loader = cfg.get(f'{name}_dataloader')
         if not loader or split not in splits:

@@ -1,14 +1,14 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Train and test the model of a config, as tools/train.py and test.py do."""
 import copy
-import math
 import os
 import os.path as osp
 import re
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import mmengine
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
@@ -16,7 +16,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..checkpoints import load_checkpoint, load_weights
+from ..checkpoints import load_checkpoint, load_weights, safe_reading
 from ..utils import configs
 from ..utils.configs import check_parts, scope_name, type_name
 from ..utils.errors import UserError
@@ -57,7 +57,7 @@ def train(config: str, resume: str | None = None, amp: bool = False,
     if cfg.get('resume') and cfg.get('load_from') in (None, 'auto'):
         cfg.load_from, unreadable = find_checkpoint(cfg.work_dir)
         notes += [f'Passed over a checkpoint: {x}' for x in unreadable]
-    elif cfg.get('resume'):
+    elif cfg.get('resume') and '://' not in cfg.load_from:
         check_resumable(cfg.load_from)
     notes += _scale_lr(cfg, auto_scale_lr)
     with running(cfg, log) as (runner, _):
@@ -95,6 +95,9 @@ def test(config: str, checkpoint: str, deploy: bool = False,
     configs.check_data(cfg, 'test_dataloader')
     set_loader_defaults(cfg, pin_memory)
     cfg.load_from, cfg.resume = None, False
+    if osp.realpath(cfg.work_dir) == osp.dirname(osp.realpath(config)):
+        # Where mmengine would write the changed config over this one.
+        cfg.work_dir = osp.join(cfg.work_dir, 'test')
     if show or show_dir:
         _draw(cfg, show_dir, show=show, interval=interval, wait_time=wait_time)
     if tta:
@@ -128,6 +131,8 @@ def test(config: str, checkpoint: str, deploy: bool = False,
         metrics = runner.test()
         if out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, str(written))
+    if out:
+        runner.logger.info(f'The results are in {out}')
     return metrics
 
 
@@ -136,17 +141,17 @@ def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
     numbers = {path: int(path.stem.rpartition('_')[2])
                for path in Path(work_dir).glob('*.pth')
                if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
-    last, written, reasons = math.inf, math.inf, []
-    with suppress(OSError, ValueError):
-        named = Path(work_dir, 'last_checkpoint').read_text().strip()
-        named = Path(work_dir, Path(named).name)  # the folder may be a copy
-        last = int(named.stem.rpartition('_')[2])
-        written = named.stat().st_mtime_ns
-    # Newer ones than the named one with higher numbers were written before a
-    # kill; older ones with higher numbers are of an earlier run.
-    for path in sorted(numbers, reverse=True, key=lambda path: (
-            numbers[path] <= last or path.stat().st_mtime_ns > written,
-            numbers[path])):
+    saved, reasons = {}, []
+    for path in sorted(numbers, key=numbers.get, reverse=True):
+        # Those of an earlier run may have higher numbers, and the times of
+        # files are not those of writing them in a copy of the folder.
+        try:
+            with safe_reading(str(path)):
+                meta = torch.load(path, 'cpu', mmap=True)['meta']
+            saved[path] = str(meta.get('time')), numbers[path]
+        except Exception as e:
+            reasons.append(f'{path}: {e}'[:200])
+    for path in sorted(saved, key=saved.get, reverse=True):
         try:
             check_resumable(str(path))
             return str(path), reasons

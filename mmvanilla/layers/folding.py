@@ -39,11 +39,9 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None,
     return _as(folded, weight), shift.to(weight)
 
 
-def merge_convs(weight1: Tensor,
-                bias1: Tensor | None,
-                weight2: Tensor,
-                bias2: Tensor | None,
-                groups: int = 1) -> tuple[Tensor, Tensor | None]:
+def merge_convs(weight1: Tensor, bias1: Tensor | None, weight2: Tensor,
+                bias2: Tensor | None, groups: int = 1) -> tuple[Tensor,
+                Tensor | None]:
     """Merge a convolution and the 1x1 convolution after it into one.
 
     With ``W1`` the first weight, (mid, in / groups, kh, kw), and ``W2`` the

@@ -208,12 +208,9 @@ class Comparison:
 
 @torch.no_grad()
 def compare(reference: Callable[[dict], Result],
-            candidate: Callable[[dict], Result],
-            samples: Samples | list[dict],
-            tol: float | None = None,
-            precision: str = 'fp32',
-            max_drop: float = 1.0,
-            what: str = 'the candidate',
+            candidate: Callable[[dict], Result], samples: Samples | list[dict],
+            tol: float | None = None, precision: str = 'fp32',
+            max_drop: float = 1.0, what: str = 'the candidate',
             metrics: Callable[[], dict] | None = None) -> Comparison:
     """Compare a candidate with its reference, and refuse it if they differ.
 

@@ -68,12 +68,8 @@ class Report:
         return markdown_table(['', 'before', 'after'], rows)
 
 
-def reparameterize(cfg: Config,
-                   checkpoint: str | Path,
-                   out: str | Path,
-                   tol: float = 1e-4,
-                   samples: int = 64,
-                   form: str = 'deploy',
+def reparameterize(cfg: Config, checkpoint: str | Path, out: str | Path,
+                   tol: float = 1e-4, samples: int = 64, form: str = 'deploy',
                    force: bool = False) -> Report:
     """Convert a checkpoint to deploy or fine-tune form and verify it.
 
@@ -173,8 +169,8 @@ def make_deploy_config(cfg: Config, form: str = 'deploy') -> Config:
     cfg = copy.deepcopy(cfg)
     argument, types, unused_hooks = FORMS[form]
     _convert(cfg.model, types, argument)
-    cfg.load_from = None
-    cfg.resume = False
+    cfg.update(load_from=None, resume=False)
+    cfg.pop('work_dir', None)  # that of the training run
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks
                             if type_name(hook) not in unused_hooks]

@@ -52,15 +52,13 @@ class Replaced:
                 f'{why}')
 
 
-def add_deep_training(
-        model: nn.Module,
-        convs: Selector = '*',
-        acts: Selector = '*',
-        conv_cfg: dict = dict(type='DeepTrainingConv2d'),
-        act_cfg: dict = dict(type='SeriesActivation'),
-        input_shape: Sequence[int] | None = None,
-        deep_training: bool = True,
-        deploy: bool = False) -> Replaced:
+def add_deep_training(model: nn.Module, convs: Selector = '*',
+                      acts: Selector = '*',
+                      conv_cfg: dict = dict(type='DeepTrainingConv2d'),
+                      act_cfg: dict = dict(type='SeriesActivation'),
+                      input_shape: Sequence[int] | None = None,
+                      deep_training: bool = True,
+                      deploy: bool = False) -> Replaced:
     """Give a network deep training and series activations, in place.
 
     Each new layer starts as the one that it replaces: pretrained weights can

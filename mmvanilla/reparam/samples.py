@@ -52,15 +52,13 @@ class Samples:
         return text
 
 
-def find_samples(cfg: Config,
-                 number: int,
-                 split: str = 'val',
+def find_samples(cfg: Config, number: int, split: str = 'val',
                  test_pipeline: bool = False) -> Samples:
     """Read samples that are spread over one of a config's data sets.
 
     These are a seeded random subset in the order of the data set, of 'train',
     'val' or 'test'; with ``test_pipeline`` they go through the pipeline of the
-    validation set. They are random images if the data are not there.
+    test set. They are random images if the data are not there.
     """
     if number < 1:
         raise UserError(f'the number of samples must be positive: {number}')

@@ -36,8 +36,7 @@ def parse_cfg_options(pairs: Sequence[str] | None) -> dict:
     return parser.parse_args(['--', *pairs]).pairs if pairs else {}
 
 
-def read_config(path: str,
-                cfg_options: dict | None = None,
+def read_config(path: str, cfg_options: dict | None = None,
                 allow_new_keys: bool = False) -> Config:
     """Read a config of any OpenMMLab toolbox, if that is installed.
 
@@ -76,11 +75,7 @@ def read_config(path: str,
 
 
 def type_name(node) -> str:
-    """Name, without its scope, of the class that a config node builds.
-
-    ``node`` may also be the node's ``type``: a name or, in new-style configs,
-    a class. The name is '' if the node has no type.
-    """
+    """Name of the class of a config node, or of its ``type``; '' if none."""
     if isinstance(node, dict):
         node = node.get('type', '')
     name = node if isinstance(node, str) else getattr(node, '__name__', '')
@@ -88,11 +83,7 @@ def type_name(node) -> str:
 
 
 def scope_name(cfg: Config) -> str:
-    """The toolbox that a config is for.
-
-    This is ``default_scope``. Without it, as in mmdet's new-style configs, it
-    is the toolbox of the model's type, else mmpretrain.
-    """
+    """The toolbox: of ``default_scope``, else the model's, else mmpretrain."""
     if cfg.get('default_scope'):
         return cfg.default_scope
     node = cfg.get('model')

@@ -20,6 +20,7 @@ from golden import (
     random_authors_weights,
     same,
 )
+from mmengine import registry
 from mmengine.runner import CheckpointLoader
 from mmpretrain.apis import ImageClassificationInferencer, list_models
 from mmpretrain.registry import MODELS
@@ -163,3 +164,14 @@ def test_inference_by_name(tmp_path, monkeypatch):
     found = inferencer(image)[0]
     assert found['pred_label'] == 207
     assert found['pred_class'] == 'golden retriever'
+
+
+def test_types_in_the_scope_of_an_inherited_config():
+    """mmengine sets it in what ``_base_ = 'mmvanilla::...'`` brings."""
+    backbone = registry.MODELS.build(
+        dict(type='VanillaNet', arch=dict(dims=[4, 8], strides=[2]),
+             _scope_='mmvanilla'))
+    hook = registry.HOOKS.build(
+        dict(type='ClassNumCheckHook', _scope_='mmvanilla'))
+    assert type(backbone) is VanillaNet
+    assert type(hook).__module__.startswith('mmpretrain')

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from tiny import assert_same_weights, read, tiny_cfg, train
 
 from mmvanilla.utils.errors import UserError
@@ -71,6 +72,7 @@ def test_removes_nothing_but_its_own(run, tmp_path):
     assert names(work) - {'epoch_5.pth'} >= before
 
 
+@HOOKS.register_module()
 class FullDisk(Hook):
     """Let no file grow beyond a limit, from the fourth epoch on."""
 
@@ -81,7 +83,7 @@ class FullDisk(Hook):
 def test_full_disk_keeps_what_there_is(run):
     before = names(run)
     cfg = make_cfg(run, 4)
-    cfg.custom_hooks.append(dict(type=FullDisk))
+    cfg.custom_hooks.append(dict(type='FullDisk'))
     weights = read(run / 'epoch_3.pth')['state_dict']
     try:
         with pytest.raises(UserError, match='cannot write .*epoch_4.pth: '):

@@ -16,7 +16,7 @@ from mmengine.model import (
 from tiny import assert_same_weights, build, lams, read, tiny_cfg, train
 from torch.utils.data import DataLoader, IterableDataset
 
-from mmvanilla.checkpoints import load_weights
+from mmvanilla.checkpoints import load_weights, safe_reading
 from mmvanilla.engine import DeepTrainingHook
 from mmvanilla.engine.hooks.deep_training_hook import unwrap_model
 from mmvanilla.layers import find_activations
@@ -43,7 +43,8 @@ def record(cfg) -> list:
     runner = build(cfg)
     recorder = Recorder()
     runner.register_hook(recorder)
-    runner.train()
+    with safe_reading():
+        runner.train()
     return recorder.seen
 
 

@@ -50,24 +50,18 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def name_last(work, number):
-    (work / 'last_checkpoint').write_text(f'/elsewhere/epoch_{number}.pth')
-
-
-def age(work, *numbers):
+def of_an_earlier_run(work, *numbers):
     for i in numbers:
-        os.utime(work / f'epoch_{i}.pth', (1, 1))
+        content = read(work / f'epoch_{i}.pth')
+        content['meta']['time'] = '20200101_000000'
+        torch.save(content, work / f'epoch_{i}.pth')
 
 
 @pytest.mark.parametrize('damage, order', [
-    (lambda w: age(w, 3, 4), '4321'),  # copied in another order
+    (lambda w: os.utime(w / 'epoch_4.pth', (1, 1)), '4321'),  # a copy
     (lambda w: (w / 'last_checkpoint').write_bytes(b'\xff\0'), '4321'),
-    (lambda w: [(w / 'last_checkpoint').unlink(), age(w, 4)], '4321'),
     (lambda w: (w / 'epoch_4.pth').unlink(), '321'),
-    # Killed before last_checkpoint was written.
-    (lambda w: [name_last(w, 2), age(w, 1, 2)], '4321'),
-    # Of an earlier run in the same folder.
-    (lambda w: [name_last(w, 2), age(w, 3, 4)], '2143'),
+    (lambda w: of_an_earlier_run(w, 3, 4), '2143'),
 ])
 def test_order_of_checkpoints_to_resume(trained, tmp_path, damage, order):
     """Each time the first is cut short, the next is found."""
@@ -78,9 +72,31 @@ def test_order_of_checkpoints_to_resume(trained, tmp_path, damage, order):
         path = work / f'epoch_{number}.pth'
         found, reasons = find_checkpoint(str(work))
         assert found == str(path) and len(reasons) == i
-        times = path.stat()
         cut(path)
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_run_resumed_elsewhere_removes_no_file_of_others(trained, tmp_path):
+    cfg = tiny_cfg(tmp_path, epochs=5)
+    cfg.default_hooks.checkpoint.max_keep_ckpts = 1
+    for number in (3, 4):
+        (tmp_path / f'epoch_{number}.pth').write_text('of somebody')
+    train(dumped(cfg, tmp_path / 'config.py'),
+          str(trained / 'work/epoch_4.pth'), cfg_options=[name()])
+    assert (tmp_path / 'epoch_5.pth').is_file()
+    for number in (3, 4):
+        assert (tmp_path / f'epoch_{number}.pth').read_text() == 'of somebody'
+
+
+def test_testing_leaves_the_config_as_it_is(trained, tmp_path):
+    work = tmp_path / 'work'
+    shutil.copytree(trained / 'work', work)
+    cfg = Config.fromfile(work / 'config.py')
+    cfg.work_dir = str(work)
+    before = dumped(cfg, work / 'config.py') and (
+        work / 'config.py').read_text()
+    evaluate(str(work / 'config.py'), str(work / 'epoch_4.pth'), tta=True,
+             cfg_options=['test_dataloader.dataset.indices=16', name()])
+    assert (work / 'config.py').read_text() == before
 
 
 def test_nothing_to_resume(trained, tmp_path):

@@ -31,6 +31,14 @@ class AtomicCheckpointHook(CheckpointHook):
                 and '://' not in str(self.out_dir)):
             self.backend_args = dict(backend='mmvanilla.atomic')
 
+    def before_train(self, runner) -> None:
+        """Forget the files of a run that is resumed in another folder."""
+        super().before_train(runner)
+        resumed = runner.cfg.get('resume') and runner.cfg.get('load_from')
+        if resumed and self.max_keep_ckpts > 0 and Path(
+                resumed).resolve().parent != Path(self.out_dir).resolve():
+            self.keep_ckpt_ids.clear()
+
     def after_train_epoch(self, runner) -> None:
         """Save a checkpoint and remove those that it replaces."""
         super().after_train_epoch(runner)

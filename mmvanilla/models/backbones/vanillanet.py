@@ -113,17 +113,12 @@ class VanillaNet(BaseBackbone):
             6, width=1.5, ada_pool=[0, 38, 19, 0, 0, 0, 0, 0, 0, 10, 0]),
     }  # yapf: disable
 
-    def __init__(self,
-                 arch: str | dict = '6',
-                 in_channels: int = 3,
-                 act_num: int = 3,
-                 out_indices: Sequence[int] = (-1, ),
+    def __init__(self, arch: str | dict = '6', in_channels: int = 3,
+                 act_num: int = 3, out_indices: Sequence[int] = (-1, ),
                  frozen_stages: int = -1,
                  norm_cfg: dict = dict(type='BN', eps=1e-6),
-                 act_cfg: dict = dict(type='ReLU'),
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 deep_training: bool = True,
+                 act_cfg: dict = dict(type='ReLU'), norm_eval: bool = False,
+                 with_cp: bool = False, deep_training: bool = True,
                  deploy: bool = False,
                  init_cfg: dict | Sequence[dict] | None = INIT_CFG):
         super().__init__(init_cfg=init_cfg)

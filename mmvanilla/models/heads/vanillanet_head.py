@@ -43,16 +43,12 @@ class VanillaNetHead(ClsHead):
         ValueError: If ``num_classes`` is not positive.
     """
 
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: int,
+    def __init__(self, num_classes: int, in_channels: int,
                  dropout: float = 0.0,
                  loss: dict = dict(type='CrossEntropyLoss', loss_weight=1.0),
-                 topk: int | tuple[int, ...] = (1, ),
-                 cal_acc: bool = False,
+                 topk: int | tuple[int, ...] = (1, ), cal_acc: bool = False,
                  norm_cfg: dict = dict(type='BN', eps=1e-6),
-                 act_cfg: dict = dict(type='ReLU'),
-                 deep_training: bool = True,
+                 act_cfg: dict = dict(type='ReLU'), deep_training: bool = True,
                  deploy: bool = False,
                  init_cfg: dict | Sequence[dict] | None = INIT_CFG):
         if num_classes <= 0:

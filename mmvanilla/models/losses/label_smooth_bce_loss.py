@@ -33,9 +33,7 @@ class LabelSmoothBCELoss(nn.Module):
         self.label_smooth_val = label_smooth_val
         self.loss_weight = loss_weight
 
-    def forward(self,
-                cls_score: Tensor,
-                label: Tensor,
+    def forward(self, cls_score: Tensor, label: Tensor,
                 avg_factor: float | None = None) -> Tensor:
         """Compute the loss.
 

@@ -52,14 +52,38 @@ def save(lines: list[str], command: str, path: Path) -> None:
     console.save_svg(str(path), title=command)
 
 
+def write_config(path: Path) -> None:
+    """The recipe with a narrow network of random weights and small images."""
+    from mmengine.config import Config
+    cfg = Config.fromfile(ROOT / 'configs/vanillanet/vanillanet-6_finetune.py')
+    cfg.merge_from_dict(dict(
+        load_from=None,
+        model=dict(
+            backbone=dict(arch=dict(
+                _delete_=True, dims=[16, 32, 64, 64], strides=[2, 2, 1])),
+            head=dict(in_channels=64)),
+        optim_wrapper=dict(optimizer=dict(lr=4e-3)),
+        train_cfg=dict(max_epochs=15)))
+    cfg.param_scheduler[1].update(T_max=14, end=15)
+    for name in ('train', 'val', 'test'):
+        loader = cfg[f'{name}_dataloader']
+        loader.update(batch_size=8, num_workers=0, persistent_workers=False)
+        pipeline = loader.dataset.pipeline
+        pipeline[1].scale = 54
+        if name == 'train':
+            pipeline[1].scale = 48
+        else:
+            pipeline[2].crop_size = 48
+    cfg.dump(path)
+
+
 def main() -> None:
     from photos import write_photos
-    from test_tools.test_own_images import narrow_config
     command = ['tools/train.py', 'narrow.py', '--data', 'photos',
                '--check-images']
     with tempfile.TemporaryDirectory() as folder:
-        write_photos(Path(folder, 'photos'))
-        narrow_config(Path(folder, 'narrow.py'))
+        write_photos(Path(folder, 'photos'), per_class=25)
+        write_config(Path(folder, 'narrow.py'))
         master, slave = pty.openpty()
         process = subprocess.Popen(
             [sys.executable, ROOT / command[0], *command[1:]],

@@ -19,7 +19,8 @@ class AtomicCheckpointHook(CheckpointHook):
     in this run's folder.
 
     Args:
-        *args, **kwargs: Arguments of ``CheckpointHook``.
+        *args: Arguments of ``CheckpointHook``.
+        **kwargs: Likewise.
 
     Raises:
         UserError: If a file cannot be written, as on a full disk.

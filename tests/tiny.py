@@ -106,7 +106,7 @@ def run_tool(*args, cwd, **env) -> subprocess.CompletedProcess:
         env=dict(
             os.environ, PYTHONPATH=paths, PYTHON=sys.executable,
             OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', PORT=free_port()) | env,
-        capture_output=True, text=True, timeout=300)
+        capture_output=True, text=True, timeout=900)
 
 
 def call_tool(monkeypatch, capfd, *args, cwd, code: int = 0) -> str:

@@ -57,7 +57,7 @@ cfg = Config.fromfile('mine.py')
 assert cfg.model.backbone.arch == '6' and cfg.model.head.num_classes == 7
 # Its types are found, as a runner looks for them.
 with DefaultScope.overwrite_default_scope('mmpretrain'):
-    VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
+    VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name='x'))
 
 name = 'mmvanilla::vanillanet/vanillanet-5_8xb128_in1k.py'
 assert mmengine.hub.get_config(name).model.backbone.arch == '5'

@@ -1,6 +1,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Convert a trained model of any toolbox, write it and verify it."""
 import copy
+import statistics
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -281,15 +283,15 @@ def _tensors(output) -> Iterator[Tensor]:
 
 
 def _measure(model: nn.Module, batch: dict) -> dict[str, float]:
-    # It imports setuptools, and warns where there is no CUDA.
-    from torch.utils.benchmark import Timer
     with FlopCounterMode(display=False) as counter:
+        model.test_step(copy.deepcopy(batch))  # a warm-up, too
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
         model.test_step(copy.deepcopy(batch))
-    timer = Timer('model.test_step(deepcopy(batch))',
-                  globals=dict(copy.__dict__, model=model, batch=batch),
-                  num_threads=torch.get_num_threads())
+        seconds.append(time.perf_counter() - start)
     return dict(
         parameters=sum(p.numel() for p in model.parameters()),
         macs=counter.get_total_flops() // 2,
         bytes=sum(w.nbytes for w in model.state_dict().values()),
-        seconds=timer.blocked_autorange(min_run_time=0.2).median)
+        seconds=statistics.median(seconds))

@@ -230,7 +230,10 @@ def main() -> int:
         print(f'{i + 1}: {config.stem} killed {how}: '
               f'{", ".join(wrong[:5]) or "right"}', flush=True)
         failures += bool(wrong)
-    print(f'{failures} of {args.kills} runs went wrong: see {folder}')
+    print(f'{failures} of {args.kills} runs went wrong' +
+          f': see {folder}' * bool(failures))
+    if not failures:
+        shutil.rmtree(folder)
     return bool(failures)
 
 

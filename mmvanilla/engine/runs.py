@@ -143,14 +143,14 @@ def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
                if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
     saved, reasons = {}, []
     for path in sorted(numbers, key=numbers.get, reverse=True):
-        # Those of an earlier run may have higher numbers, and the times of
-        # files are not those of writing them in a copy of the folder.
+        # Numbers mislead after an earlier run, times of files in a copy.
         try:
             with safe_reading(str(path)):
                 meta = torch.load(path, 'cpu', mmap=True)['meta']
             saved[path] = str(meta.get('time')), numbers[path]
         except Exception as e:
-            reasons.append(f'{path}: {e}'[:200])
+            text = str(e)
+            reasons.append(text if str(path) in text else f'{path}: {text}')
     for path in sorted(saved, key=saved.get, reverse=True):
         try:
             check_resumable(str(path))

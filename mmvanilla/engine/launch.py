@@ -1,6 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """From a config to a run: read it, start the processes, build the runner."""
-import copy
 import logging
 import os
 import os.path as osp
@@ -12,17 +11,15 @@ from contextlib import contextmanager
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import leave_out_configs, safe_reading
+from ..checkpoints import safe_reading
 from ..utils.configs import parse_cfg_options, read_config, scope_name
 from ..utils.errors import UserError
-from ..utils.terminal import some
 from .console import ConsoleHook
-from .hooks.deep_training_hook import unwrap_model
 from .own_data import WORLD_SIZE
+from .weights import HeadSizeHook
 
 # Beginnings of errors that a user can correct, and how.
 KNOWN_ERRORS = {
@@ -83,38 +80,6 @@ def _start_on_cpus(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False)))
 
 
-class _HeadSizeHook(Hook):
-    """Keep the initial head where that of a checkpoint has other classes."""
-
-    priority = 'VERY_HIGH'  # before EMAHook copies the loaded weights
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        leave_out_configs(checkpoint)  # mmengine would run them as Python
-        head = getattr(unwrap_model(runner.model), 'head', None)
-        state_dict = checkpoint.get('state_dict', checkpoint)
-        loaded = {k.removeprefix('head.'): v for k, v in state_dict.items()
-                  if k.startswith('head.')}
-        if runner.cfg.get('resume') or head is None or not loaded:
-            return
-        try:
-            # A head of an earlier form is merged while it is loaded.
-            copy.deepcopy(head).load_state_dict(loaded)
-        except RuntimeError as e:
-            if 'size mismatch' not in str(e):
-                return
-            sizes = {len(loaded[k]) for k in loaded if k.endswith('bias')}
-            for key in loaded:
-                del state_dict[f'head.{key}']
-            state_dict.update(
-                {f'head.{k}': v for k, v in head.state_dict().items()})
-            checkpoint.pop('ema_state_dict', None)  # which has that head too
-            runner.logger.warning(
-                f'The head of {runner.cfg.load_from}, for '
-                f'{some(sorted(sizes)) or "other"} classes, is left out: the '
-                f'head for {getattr(head, "num_classes", "other")} classes '
-                'starts from random weights.')
-
-
 @contextmanager
 def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
     """Build a runner and run it: read safely, with one-line errors."""
@@ -134,7 +99,7 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
                 runner = runner_class.from_cfg(cfg)
             except ValueError as e:
                 raise UserError(f'cannot build {cfg.filename}: {e}') from e
-            runner.register_hook(_HeadSizeHook())
+            runner.register_hook(HeadSizeHook())
             runner.register_hook(console)
             yield runner, console
     except KeyboardInterrupt:

@@ -4,12 +4,12 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .folding import (
     CONV_ARGUMENTS,
+    build_activation,
     build_batch_norm,
     fold_batch_norm,
     merge_convs,
@@ -33,8 +33,8 @@ class DeepTrainingActivation(nn.Module):
 
     Args:
         act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
-        inplace (bool): Whether to overwrite the input, if A is ReLU; other
-            activations ignore it. Defaults to False.
+        inplace (bool): Has no effect: the input, which a hook may have kept,
+            is never overwritten. Defaults to False.
     """
 
     def __init__(self, act_cfg: dict = dict(type='ReLU'),
@@ -42,12 +42,9 @@ class DeepTrainingActivation(nn.Module):
         super().__init__()
         # torch.func.functional_call puts the lambda of a state dict here.
         self.register_buffer('lam', None)
-        # A must not overwrite x, which the second term needs.
-        cfg = {k: v for k, v in act_cfg.items() if k != 'inplace'}
-        self.act = build_activation_layer(cfg)
+        self.act = build_activation(act_cfg)
         # For ReLU, A' is leaky_relu with slope lam: one pass over memory.
         self.is_relu = type(self.act) is nn.ReLU
-        self.inplace = inplace
         # The memory of the state dict's entry, whatever the default device.
         self._entry = np.ones(())
         self._lam = 1.0  # what it holds, for compiled graphs
@@ -78,7 +75,9 @@ class DeepTrainingActivation(nn.Module):
             return torch.lerp(self.act(x), x, swapped.to(x))
         lam = self._lam if torch.compiler.is_compiling() else self.lam
         if self.is_relu:
-            return F.leaky_relu(x, lam, self.inplace)
+            # In place on a copy: the backward pass then needs the output,
+            # which the next layer keeps anyway, and not x.
+            return F.leaky_relu(x.clone(), lam, inplace=True)
         return torch.lerp(self.act(x), x, lam)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -101,7 +100,7 @@ class DeepTrainingActivation(nn.Module):
 
     def extra_repr(self) -> str:
         """Show lambda where the module is printed."""
-        return f'lam={self.lam:g}, inplace={self.inplace}'
+        return f'lam={self.lam:g}'
 
 
 @MODELS.register_module()
@@ -180,9 +179,7 @@ class DeepTrainingConv2d(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, mid_channels, kernel_size, stride,
                                padding, dilation, groups, bias, padding_mode)
         self.norm1 = build_batch_norm(norm_cfg, mid_channels)
-        # The backward pass of a norm or a convolution does not use its
-        # output, so the activation may overwrite it.
-        self.act = DeepTrainingActivation(act_cfg, inplace=True)
+        self.act = DeepTrainingActivation(act_cfg)
         self.conv2 = nn.Conv2d(
             mid_channels, out_channels, 1, groups=groups, bias=bias)
         self.norm2 = norm if post_norm else None

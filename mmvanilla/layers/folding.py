@@ -8,7 +8,7 @@ are on the device of that weight and have its memory format.
 from contextlib import contextmanager
 
 import torch
-from mmcv.cnn import build_norm_layer
+from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
 CONV_ARGUMENTS = ('in_channels', 'out_channels', 'kernel_size', 'stride',
@@ -81,6 +81,19 @@ def _as(tensor: Tensor, weight: Tensor) -> Tensor:
         out = weight.new_empty_strided(
             tensor.shape, (weight[0].numel(), *weight.stride()[1:]))
     return out.copy_(tensor)
+
+
+def build_activation(act_cfg: dict) -> nn.Module:
+    """Build an activation that does not overwrite its input."""
+    return keep_input(build_activation_layer(act_cfg))
+
+
+def keep_input(act: nn.Module) -> nn.Module:
+    """Let an activation leave its input as it is: a hook may have kept it."""
+    for module in act.modules():
+        if getattr(module, 'inplace', False):
+            module.inplace = False
+    return act
 
 
 def build_batch_norm(norm_cfg: dict | None,

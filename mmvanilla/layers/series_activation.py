@@ -1,12 +1,15 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import copy
+
 import torch
-from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .folding import (
+    build_activation,
     build_batch_norm,
     fold_batch_norm,
+    keep_input,
     merge_entries,
     refuse_later_form,
     reset_to_identity,
@@ -31,7 +34,8 @@ class SeriesActivation(nn.Module):
         act_cfg (dict): Config of A. Defaults to ``dict(type='ReLU')``.
         norm_cfg (dict): Config of the batch norm. Defaults to
             ``dict(type='BN', eps=1e-6)``.
-        inplace (bool): Whether A may overwrite the input. Defaults to False.
+        inplace (bool): Has no effect: the input, which a hook may have kept,
+            is never overwritten. Defaults to False.
         deploy (bool): Whether to build the deploy form. Defaults to False.
 
     Raises:
@@ -57,10 +61,7 @@ class SeriesActivation(nn.Module):
         self.num_channels = num_channels
         self.act_num = act_num
         self.norm_cfg = norm_cfg
-        act_cfg = dict(act_cfg)
-        if inplace and act_cfg['type'] == 'ReLU':
-            act_cfg['inplace'] = True
-        self.act = build_activation_layer(act_cfg)
+        self.act = build_activation(act_cfg)
         self.conv = nn.Conv2d(
             num_channels, num_channels, 2 * act_num + 1, padding=act_num,
             groups=num_channels, bias=deploy)
@@ -82,7 +83,7 @@ class SeriesActivation(nn.Module):
 
         The weight becomes 1 in the middle of the window and 0 elsewhere.
         """
-        self.act = act
+        self.act = keep_input(copy.deepcopy(act))
         self.conv.weight.zero_()
         self.conv.weight[..., self.act_num, self.act_num] = 1
         if self.norm is not None:

@@ -142,11 +142,9 @@ class VanillaNet(BaseBackbone):
                     mid_channels=mid_channels, norm_cfg=norm_cfg,
                     act_cfg=act_cfg, post_norm=True,
                     deep_training=deep_training, deploy=deploy, **kwargs),
-                # The backward pass of the layer before it (norm, pooling or
-                # convolution) does not use that layer's output.
                 SeriesActivation(
                     out_channels, act_num, act_cfg=act_cfg, norm_cfg=norm_cfg,
-                    inplace=True, deploy=deploy),
+                    deploy=deploy),
                 pool)
 
         stem = (dict(stride=4, padding=0)

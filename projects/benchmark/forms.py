@@ -1,9 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """The forms of a network that are timed, for inference and for training."""
 import copy
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import monotonic
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +20,15 @@ from mmvanilla.export.formats import FORMATS, check_format, write
 from mmvanilla.reparam.compare import Result, compare
 from mmvanilla.utils.errors import UserError
 
-DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
+DTYPES = dict(fp32=torch.float32, tf32=torch.float32, fp16=torch.float16,
+              bf16=torch.bfloat16)
 # Forms for inference. A whole detector or segmentor has only some of them.
 WHOLE = ('train', 'plain', 'channels_last', 'onnxruntime', 'openvino')
 FORMS = (*WHOLE, 'eager', 'inductor', 'aoti')
+TRAINED = ('plain', 'train', 'with_cp', 'finetune')  # forms for training
+BACKENDS = ('triton', 'inductor')  # of optimize_for_inference, on a GPU
+SPLIT = re.compile(r'(channels_last)?-?(plain|train|with_cp|finetune)?-?'
+                   r'(compile|reduce-overhead|max-autotune)?-?(graph)?')
 # form: its format in mmvanilla.export
 EXPORTED = dict(onnxruntime='onnx', openvino='openvino', aoti='aoti')
 TOL = 1e-3  # of the relative error of a form's outputs, in fp32
@@ -29,10 +36,31 @@ TOL = 1e-3  # of the relative error of a form's outputs, in fp32
 Cases = Iterator[tuple[dict, Callable]]  # what to report, what to time
 
 
-def parse_form(text: str, dtype: str, device: str) -> tuple[str, str]:
+def parts(form: str) -> Sequence[str | None]:
+    """Split a form: layout, network, compiler, graph; None where missing."""
+    if form in BACKENDS:
+        return None, form, None, None
+    match = SPLIT.fullmatch(form)
+    found = match.groups() if match and form else ()
+    return found if '-'.join(filter(None, found)) == form else ()
+
+
+def parse_form(text: str, dtype: str, device: str,
+               train: bool) -> tuple[str, str]:
     """Split 'openvino:int8' into form and precision, if it runs here."""
     form, _, precision = text.partition(':')
     precision = precision or dtype
+    if train or device == 'cuda':
+        _, network, compiler, graph = parts(form) or 4 * ('', )
+        wrong = network == '' or precision not in DTYPES or (
+            network in BACKENDS or graph or compiler not in (None, 'compile')
+            if train else network in TRAINED[2:]
+            or graph and compiler == 'reduce-overhead')
+        if wrong or device == 'cpu' and precision in ('tf32', 'fp16') or (
+                form == 'triton' and DTYPES[precision].itemsize > 2):
+            raise UserError(f'there is no {form} in {precision} here; --help '
+                            'shows which forms there are')
+        return form, precision
     if form not in FORMS or precision not in ('fp32', 'bf16', 'int8'):
         raise UserError(
             f'a form is one of {", ".join(FORMS)}, with :fp32, :bf16 or :int8 '
@@ -41,8 +69,6 @@ def parse_form(text: str, dtype: str, device: str) -> tuple[str, str]:
         check_format(EXPORTED[form], precision)
     elif precision == 'int8' or form == 'eager' and precision != 'fp32':
         raise UserError(f'{form} has no {precision}')
-    if form in (*EXPORTED, 'eager') and device != 'cpu':
-        raise UserError(f'{form} is measured on the CPU only')
     if form == 'inductor':
         optimize.check_compiler()
     return form, precision
@@ -108,17 +134,49 @@ def count(network: nn.Module, x: Tensor, passes: int = 1) -> dict[str, int]:
                 macs=passes * counter.get_total_flops() // 2)
 
 
-def training_cases(subject: Subject, x: Tensor, dtype: str) -> Cases:
+def training_cases(subject: Subject, x: Tensor,
+                   forms: Sequence[tuple[str, str]],
+                   deadline: float = float('inf')) -> Cases:
     """Each form of a network, and a training step on one batch."""
-    for form, network in subject.training_networks(x).items():
+    networks = subject.training_networks(x)
+    for form, precision in forms:
+        layout, name, compiler, _ = parts(form)
+        if (name or 'plain') not in networks:
+            continue
+        network = copy.deepcopy(networks[name or 'plain'])
         # A backward pass multiplies twice as much as a forward pass.
-        counts = count(network.to(x.device).eval(), x[:1], passes=3)
-        step = TrainingStep(network.train(), x, dtype)
-        # The first step makes the gradients and the optimizer's state.
-        step()
-        yield dict(
-            model=subject.name, form=form, precision=dtype, batch=len(x),
-            memory=step.memory(), **counts), step
+        m = dict(model=subject.name, form=form, precision=precision,
+                 batch=len(x), **count(network.eval(), x[:1], passes=3))
+        kind = dict(memory_format=(
+            torch.channels_last if layout else torch.preserve_format))
+        step = None
+        try:
+            if monotonic() > deadline:
+                raise UserError('no time was left')
+            allow_tf32(precision)
+            network = network.train().to(**kind)
+            if compiler:
+                network = torch.compile(network, dynamic=False)
+            step = TrainingStep(network, x.to(**kind), precision)
+            # The first step makes the gradients and the optimizer's state.
+            step()
+            m['memory'] = step.memory()
+        except Exception as e:
+            if not x.is_cuda:
+                raise
+            m['failed'] = reason(e)
+        yield m, step
+
+
+def allow_tf32(precision: str) -> None:
+    """Let float32 products on a GPU use TF32, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == 'tf32'
+    torch.backends.cudnn.allow_tf32 = precision == 'tf32'
+
+
+def reason(error: Exception) -> str:
+    """One line on a form that failed."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
 
 
 class TrainingStep:
@@ -128,13 +186,17 @@ class TrainingStep:
         self.network, self.x = network, x
         self.target = torch.rand(len(x), 1000, device=x.device)
         self.autocast = torch.autocast(
-            x.device.type, torch.bfloat16, enabled=dtype == 'bf16')
+            x.device.type, DTYPES[dtype], enabled=dtype in ('fp16', 'bf16'))
+        # Small enough that the first steps are not skipped.
+        self.scaler = torch.amp.GradScaler(
+            x.device.type, init_scale=1024, enabled=dtype == 'fp16')
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
-        self.loss().backward()
-        self.optimizer.step()
+        self.scaler.scale(self.loss()).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def loss(self) -> Tensor:
         with self.autocast:

@@ -7,12 +7,23 @@ matrices is timed with them: its rate is the peak that a network could reach.
 import json
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic, strftime
 
+import gpu
 import torch
-from forms import DTYPES, WHOLE, inference_cases, parse_form, training_cases
+from forms import (
+    DTYPES,
+    TRAINED,
+    WHOLE,
+    inference_cases,
+    parse_form,
+    parts,
+    training_cases,
+)
 from mmengine.logging import MMLogger
 from subjects import resolve
 from torch.utils.benchmark import Timer
@@ -27,7 +38,7 @@ LABELS = dict(
     channels_last='plain, channels_last', onnxruntime='ONNX Runtime',
     eager='optimized, eager', inductor='optimized, inductor',
     aoti='AOT Inductor', with_cp='train form, with_cp',
-    finetune='fine-tune form')
+    finetune='fine-tune form', triton='optimized, Triton')
 MEMORY = ('parameters', 'gradients', 'optimizer', 'activations', 'peak')
 SIDE = 2048  # of the square matrices whose product gives the machine's rate
 
@@ -38,27 +49,39 @@ def main(out: str | None, force: bool, **options) -> None:
     paths = [Path(f'{out}.{suffix}') for suffix in ('json', 'md', 'png')]
     for path in paths if out else ():
         check_output(path, force=force)
-    result = benchmark(**options)
+
+    def save(result, drawn=()):
+        with write_beside(*paths[:2 + bool(drawn)]) as written:
+            written[0].write_text(json.dumps(result, indent=1) + '\n')
+            written[1].write_text(table(result) + '\n')
+            if drawn:
+                plot(drawn, result, written[2])
+        return f'wrote {", ".join(map(str, paths[:len(written)]))}'
+
+    # After each group, for a run that is killed.
+    result = benchmark(**options, save=save if out else lambda _: None)
     print(table(result))
-    if not out:
-        return
-    drawn = [m for m in result['measurements'] if m.get('accuracy')
-             and m['batch'] == options['batches'][0]]
-    with write_beside(*paths[:2 + bool(drawn)]) as written:
-        written[0].write_text(json.dumps(result, indent=1) + '\n')
-        written[1].write_text(table(result) + '\n')
-        if drawn:
-            plot(drawn, result, written[2])
-    print(f'wrote {", ".join(map(str, paths[:len(written)]))}')
+    if out:
+        print(save(result, [
+            m for m in result['measurements'] if m.get('accuracy')
+            and m['batch'] == options['batches'][0] and 'median' in m]))
 
 
-def benchmark(models: Sequence[str], forms: Sequence[str] = ('plain', 'eager'),
+def benchmark(models: Sequence[str], forms: Sequence[str] | None = None,
               batches: Sequence[int] = (1, ), threads: int | None = None,
               dtype: str = 'fp32', device: str = 'cpu',
               size: Sequence[int] = (224, ), repeats: int = 20,
-              warmup: int = 2, train: bool = False,
-              together: bool = False) -> dict[str, object]:
-    """Time forms of networks; the arguments are benchmark.py's options."""
+              warmup: int = 2, train: bool = False, together: bool = False,
+              budget: float | None = None,
+              save: Callable = lambda _: None) -> dict[str, object]:
+    """Time forms of networks; the arguments are benchmark.py's options.
+
+    ``save`` is called with the result so far, after each group of networks.
+    """
+    start, on_cuda = monotonic(), device == 'cuda'
+    deadline = start + (budget or float('inf'))
+    forms = forms or (TRAINED if train else
+                      ('plain', 'graph') if on_cuda else ('plain', 'eager'))
     MMLogger.get_current_instance().setLevel('WARNING')
     threads = threads or torch.get_num_threads()
     if min(threads, repeats, *size, *batches) < 1 or warmup < 0:
@@ -66,28 +89,45 @@ def benchmark(models: Sequence[str], forms: Sequence[str] = ('plain', 'eager'),
                         'be positive')
     if len(size) > 2:
         raise UserError(f'size must be one number or two, but got {size}')
-    if device == 'cuda' and not torch.cuda.is_available():
+    if on_cuda and not gpu.is_available():
         raise UserError('there is no CUDA device here')
-    settings = dict(locals(), size=[size[0], size[-1]])
-    wanted = [parse_form(form, dtype, device)
-              for form in (() if train else forms)]
+    settings = dict(
+        models=models, forms=forms, batches=batches, threads=threads,
+        dtype=dtype, device=device, size=[size[0], size[-1]], repeats=repeats,
+        warmup=warmup, train=train, together=together, budget=budget)
+    wanted = [parse_form(form, dtype, device, train)
+              for form in forms]
     subjects = [resolve(name) for name in models]
     for subject in subjects:
-        if subject.whole and (train or set(batches) != {1} or any(
+        if subject.whole and (train or on_cuda or set(batches) != {1} or any(
                 form not in WHOLE or precision != 'fp32'
                 for form, precision in wanted)):
             raise UserError(
                 f'a whole model ({subject.name}) is timed for inference of '
-                f'one image, in fp32, in the forms {", ".join(WHOLE)}')
+                'one image on a CPU, in fp32, in the forms '
+                f'{", ".join(WHOLE)}')
     pairs = [(subject, batch) for subject in subjects for batch in batches]
     groups = [pairs] if together else [[pair] for pair in pairs]
     rates, measurements = {}, []
+    if on_cuda:
+        torch.backends.cudnn.benchmark = True
+        rates = gpu.rates({precision for _, precision in wanted})
+
+    def result():
+        medians = rates if on_cuda else {
+            name: sorted(r)[len(r) // 2] for name, r in rates.items()}
+        return dict(settings=settings, machine=machine(device), rates=medians,
+                    measurements=measurements)
+
     for group in track(groups, 'timing', len(groups)):
+        if monotonic() > deadline:
+            break
         # Networks of a class share a limit, above which PyTorch compiles no
         # more. Nothing is reset before the group is timed: what is compiled
         # again at a later call is not frozen.
         torch.compiler.reset()
-        limit = torch._dynamo.config.recompile_limit * len(group)
+        limit = torch._dynamo.config.recompile_limit * len(group) * (
+            len(wanted) if on_cuda else 1)
         with (tempfile.TemporaryDirectory() as folder,
               common.set_torch_threads(threads),
               torch.set_grad_enabled(train),
@@ -95,93 +135,137 @@ def benchmark(models: Sequence[str], forms: Sequence[str] = ('plain', 'eager'),
             cases = []
             for subject, batch in group:
                 torch.manual_seed(0)
-                x = torch.randn(batch, 3, size[0], size[-1], device=device)
+                x = torch.randn(batch, 3, size[0], size[-1],
+                                device=gpu.DEVICE if on_cuda else device)
                 cases += training_cases(
-                    subject, x, dtype) if train else inference_cases(
+                    subject, x, wanted, deadline) if train else gpu.gpu_cases(
+                        subject, x, wanted, deadline
+                    ) if on_cuda else inference_cases(
                         subject, x, wanted, Path(folder), threads)
             products = []
             for precision in sorted({m['precision'] for m, _ in cases}
-                                    & set(DTYPES)):
+                                    & set(() if on_cuda else DTYPES)):
                 a = torch.rand(SIDE, SIDE, device=device).to(DTYPES[precision])
                 products.append(
                     (dict(macs=SIDE**3, batch=1, precision=precision),
                      lambda a=a: torch.mm(a, a)))
-            time(cases + products, repeats, warmup, threads)
+            time(cases + products, repeats, warmup, gpu.timer if on_cuda
+                 else partial(cpu_timer, threads=threads))
         for m, _ in products:
             rates.setdefault(m['precision'], []).append(1e9 * m['gflops'])
         found = [m for m, _ in cases]
-        del cases  # one group at a time in memory
+        del cases, x  # one group at a time in memory
+        if on_cuda:
+            torch.cuda.empty_cache()
         form = 'train' if train else 'plain'
         for m in found:
-            base = [n['median'] for n in found if n['form'] == form and
+            base = [n['median'] for n in found
+                    if n['form'] == form and 'median' in n and
                     (n['model'], n['batch']) == (m['model'], m['batch'])]
+            if 'median' not in m:
+                continue
             m['ratio'] = m['median'] / base[0] if base else None
+            if on_cuda:
+                gpu.add_limit(m, rates, size[0] * size[-1])
+                continue
             peak = rates.get(m['precision'])
             m['share'] = 1e9 * m['gflops'] / peak[-1] if peak else None
         measurements += found
-    rates = {name: sorted(r)[len(r) // 2] for name, r in rates.items()}
-    return dict(settings=settings, machine=machine(device), rates=rates,
-                measurements=measurements)
+        save(result())
+    return result()
 
 
-def time(cases: list, repeats: int, warmup: int, threads: int) -> None:
+def time(cases: list, repeats: int, warmup: int, timer: Callable) -> None:
     """Call all cases in each round; add the times and their statistics."""
-    timers = [Timer('call()', globals=dict(call=call), num_threads=threads)
-              for _, call in cases]
+    samplers = [timer(m, call) for m, call in cases]
     for _ in range(warmup + repeats):
-        for (m, _), timer in zip(cases, timers):
-            # Two calls before it are not timed: the caches hold data of
-            # another form, whose threads may still be busy-waiting.
-            m.setdefault('seconds', []).extend(timer.timeit(1).times)
-    for m, _ in cases:
-        del m['seconds'][:warmup]
-        statistics = common.Measurement(
-            1, m['seconds'], common.TaskSpec('', ''))
-        m['median'] = statistics.median
-        m['spread'] = statistics.iqr / 2 / statistics.median
-        m['gflops'] = 2e-9 * m['macs'] * m['batch'] / statistics.median
+        for sample in samplers:
+            sample()
+    for m in (m for m, _ in cases if 'failed' not in m):
+        for name in {'seconds', 'device_seconds'} & m.keys():
+            del m[name][:warmup]
+            statistics = common.Measurement(
+                1, m[name], common.TaskSpec('', ''))
+            prefix = name.removesuffix('seconds')
+            m[prefix + 'median'] = statistics.median
+            m[prefix + 'spread'] = statistics.iqr / 2 / statistics.median
+        m['gflops'] = 2e-9 * m['macs'] * m['batch'] / m['median']
+
+
+def cpu_timer(m: dict, call: Callable, threads: int) -> Callable:
+    """Adds a sample of a call."""
+    timer = Timer('call()', globals=dict(call=call), num_threads=threads)
+    # Two calls before it are not timed: the caches hold data of another form,
+    # whose threads may still be busy-waiting.
+    return lambda: m.setdefault('seconds', []).extend(timer.timeit(1).times)
 
 
 def machine(device: str) -> dict[str, object]:
     """The processor, the system and the versions of packages."""
-    name = platform.processor() or platform.machine()
+    name, more = platform.processor() or platform.machine(), {}
     cpuinfo = Path('/proc/cpuinfo')
     if device == 'cuda':
-        name = torch.cuda.get_device_name()
+        more = gpu.properties()
+        name = more.pop('name')
     elif cpuinfo.exists() and 'model name' in cpuinfo.read_text():
         name = cpuinfo.read_text().split('model name')[1].split('\n')[0][3:]
-    packages = ('mmvanilla', 'torch', 'onnxruntime', 'openvino')
+    packages = ('mmvanilla', 'torch', 'triton' if more else 'onnxruntime',
+                'openvino')
     versions = {package: __import__(package).__version__.split('-')[0]
                 for package in packages if find_spec(package)}
     return dict(name=name, capability=torch.backends.cpu.get_cpu_capability(),
                 system=platform.platform(), python=platform.python_version(),
-                versions=versions)
+                versions=versions, date=strftime('%Y-%m-%d'), **more)
 
 
 def table(result: dict[str, object]) -> str:
     """The measurements in Markdown, and a line on the machine."""
-    training = result['settings']['train']
+    settings, machine = result['settings'], result['machine']
+    training, on_cuda = settings['train'], settings['device'] == 'cuda'
     header = ['network', 'form', 'precision', 'batch', 'ms', 'spread',
               'ratio', 'share', 'GFLOP/s', 'params (M)', 'MACs (G)']
     if training:
         header[7:] = [f'{name} (MB)' for name in MEMORY]
-    rows = []
+    elif on_cuda:
+        header[4:] = [name for name, *_ in gpu.COLUMNS]
+    rows, failed = [], []
     for m in result['measurements']:
         rows.append([
-            m['model'], LABELS[m['form']], m['precision'], str(m['batch']),
+            m['model'], label(m['form']), m['precision'], str(m['batch'])])
+        if 'failed' in m:
+            failed.append(f'{", ".join(rows.pop())}: {m["failed"]}')
+            continue
+        if on_cuda and not training:
+            rows[-1] += gpu.cells(m)
+            continue
+        rows[-1] += [
             f'{1e3 * m["median"]:.1f}', f'{100 * m["spread"]:.0f} %',
             *('-' if m[key] is None else f'{m[key]:.2f}'
               for key in ('ratio', 'share')), f'{m["gflops"]:.0f}',
-            f'{m["parameters"] / 1e6:.1f}', f'{m["macs"] / 1e9:.2f}'])
+            f'{m["parameters"] / 1e6:.1f}', f'{m["macs"] / 1e9:.2f}']
         if training:
             rows[-1][7:] = [f'{m["memory"][k] / 1e6:.0f}' for k in MEMORY]
     rates = ', '.join(f'{rate / 1e9:.0f} GFLOP/s in {name}'
-                      for name, rate in result['rates'].items())
-    versions = result['machine']['versions'].items()
-    return (f'{markdown_table(header, rows)}\n\n{result["machine"]["name"]}, '
-            f'{result["settings"]["threads"]} threads; product of two {SIDE} '
-            f'x {SIDE} matrices: {rates}. ' +
-            ', '.join(f'{name} {number}' for name, number in versions) + '.')
+                      for name, rate in result['rates'].items()
+                      if name != 'copy')
+    what = f'{settings["threads"]} threads'
+    if on_cuda:
+        what = f'copies: {result["rates"]["copy"] / 1e12:.2f} TB/s'
+    side = gpu.SIDE if on_cuda else SIDE
+    return '\n'.join([
+        markdown_table(header, rows), *(f'\nFailed: {m}' for m in failed),
+        f'\n{machine["name"]}, {what}; product of two {side} x {side} '
+        f'matrices: {rates}. ' + ', '.join(
+            map(' '.join, machine['versions'].items())) + '.'])
+
+
+def label(form: str) -> str:
+    """A form in words."""
+    if form in LABELS:
+        return LABELS[form]
+    layout, network, compiler, graph = parts(form)
+    words = (LABELS[network or 'plain'], layout, compiler, graph)
+    return ', '.join(filter(None, words))
 
 
 def plot(measurements: list[dict], result: dict, path: Path) -> None:
@@ -191,25 +275,26 @@ def plot(measurements: list[dict], result: dict, path: Path) -> None:
     axes = figure.add_subplot()
     lines, fastest, colors = {}, {}, {}
     for m in measurements:
-        label = f'{LABELS[m["form"]]}, {m["precision"]}'
-        lines.setdefault((m['model'].split('-')[0], label), []).append(m)
+        text = f'{label(m["form"])}, {m["precision"]}'
+        lines.setdefault((m['model'].split('-')[0], text), []).append(m)
         fastest[m['model']] = min(
             m, fastest.get(m['model'], m), key=lambda m: m['median'])
-    for (family, label), points in lines.items():
+    for (family, text), points in lines.items():
         points.sort(key=lambda m: m['accuracy'])
         axes.plot([1e3 * m['median'] for m in points],
                   [m['accuracy'] for m in points],
                   'o-' if family == 'VanillaNet' else 's--',
                   # One for each form, in all networks.
-                  color=colors.setdefault(label, f'C{len(colors)}'),
-                  label=f'{family}: {label}')
+                  color=colors.setdefault(text, f'C{len(colors)}'),
+                  label=f'{family}: {text}')
     for name, m in fastest.items():
         axes.annotate(name, (1e3 * m['median'], m['accuracy']),
                       textcoords='offset points', xytext=(-4, 5), fontsize=7,
                       ha='right' if name.startswith('Vanilla') else 'left')
-    axes.set_xlabel(
-        f'latency, ms: batch {m["batch"]}, {result["machine"]["name"]}, '
-        f'{result["settings"]["threads"]} threads (measured)')
+    where = result['machine']['name']
+    if result['settings']['device'] == 'cpu':
+        where += f', {result["settings"]["threads"]} threads'
+    axes.set_xlabel(f'latency, ms: batch {m["batch"]}, {where} (measured)')
     axes.set_ylabel("ImageNet top-1, % (VanillaNet: the paper's; others: "
                     "mmpretrain's)", fontsize=8)
     axes.set(xlim=(0, None))

@@ -2,6 +2,7 @@
 """The networks that are measured, by name."""
 import copy
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ PEERS = {f'ResNet-{n}': f'resnet{n}_8xb32_in1k' for n in (18, 34, 50, 101)} | {
 DETECTIONS = 100  # to leave, since they decide how long their NMS takes
 
 
-@dataclass
+@dataclass(eq=False)
 class Subject:
     """A network: a VanillaNet (with ``arch``), or any other of a config."""
 
@@ -35,15 +36,22 @@ class Subject:
         """The model, with random weights."""
         cfg = copy.deepcopy(self.cfg)
         cfg.model.backbone.update(backbone)
-        model = build_model(cfg).to(x.device)
+        with x.device:
+            model = build_model(cfg).to(x.device)
         if self.whole and not hasattr(model, 'decode_head'):
             _limit_detections(model, x)
         return model
 
-    def networks(self, x: Tensor) -> dict[str, nn.Module]:
-        """Forms for inference: 'merged', 'plain' and, if any, 'train'."""
+    def networks(self, x: Tensor,
+                 images: Tensor | None = None) -> dict[str, nn.Module]:
+        """Forms for inference: 'merged', 'plain' and, if any, 'train'.
+
+        Images, if given, set the statistics of the batch norms.
+        """
         with scope_of(self.cfg):
             model = self.build(x)
+            if images is not None:
+                _set_statistics(model, lambda: model(images))
             trained = make_network(copy.deepcopy(model), 'model', x)
             layers = switch_to_deploy(model)
             merged = make_network(model, 'model', x)
@@ -51,11 +59,11 @@ class Subject:
         if layers:
             networks['train'] = trained
         if self.arch:
-            networks['plain'] = plain = PlainVanillaNet(self.arch)
+            with x.device:
+                networks['plain'] = plain = PlainVanillaNet(self.arch)
             # Both have weight and bias in the order of the forward pass.
             nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(
                 merged.parameters()), plain.parameters())
-            plain.to(x.device)
         return networks
 
     def training_networks(self, x: Tensor) -> dict[str, nn.Module]:
@@ -67,7 +75,9 @@ class Subject:
         models = dict(
             train=self.build(x), with_cp=self.build(x, with_cp=True),
             finetune=finetune)
-        return dict(plain=PlainVanillaNet(self.arch, True)) | {
+        with x.device:
+            plain = PlainVanillaNet(self.arch, True)
+        return dict(plain=plain) | {
             form: make_network(model, 'model', x)
             for form, model in models.items()}
 
@@ -91,21 +101,33 @@ def resolve(name: str) -> Subject:
                    accuracy=accuracy[0] if accuracy else None)
 
 
-def _limit_detections(model: nn.Module, x: Tensor) -> None:
-    """Give a detector random weights and a threshold of scores."""
-    head = getattr(model, 'roi_head', None) or model.bbox_head
-    head.init_weights()
-    # In an untrained network the signal fades from layer to layer, and all
-    # scores would be the same: normalize it, in the backbone and the head.
+def _set_statistics(model: nn.Module, forward: Callable) -> None:
+    """Normalize what batch norms get in a forward pass.
+
+    In an untrained network the signal fades from layer to layer, and all
+    scores would be the same.
+    """
     for norm in model.modules():
         if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             norm.momentum = 1.0
             norm.train()
-    feats = model.extract_feat(x)
-    if hasattr(model, 'bbox_head'):
-        model.bbox_head(feats)
+    forward()
+    model.eval()
+
+
+def _limit_detections(model: nn.Module, x: Tensor) -> None:
+    """Give a detector random weights and a threshold of scores."""
+    head = getattr(model, 'roi_head', None) or model.bbox_head
+    head.init_weights()
+
+    def forward():
+        feats = model.extract_feat(x)
+        if hasattr(model, 'bbox_head'):
+            model.bbox_head(feats)
+
+    _set_statistics(model, forward)
     head.test_cfg.score_thr = 0.0
-    scores = make_network(model.eval(), 'model', x)(x)[1][:DETECTIONS]
+    scores = make_network(model, 'model', x)(x)[1][:DETECTIONS]
     if not len(scores):
         raise UserError('the detector finds nothing in an image of '
                         f'{tuple(x.shape[2:])}: use a larger --size')

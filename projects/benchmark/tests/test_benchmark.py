@@ -14,30 +14,11 @@ from subjects import PlainVanillaNet, resolve
 from tiny import ROOT
 from torch._dynamo.utils import counters
 
-from mmvanilla.models import VanillaNet
 from mmvanilla.utils.errors import UserError
 
 QUICK = dict(size=(32, ), repeats=2, warmup=0, threads=1)
 EXPORTERS = all(map(importlib.util.find_spec, (
     'onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf')))
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    """Narrow VanillaNet-5 and ResNet-18."""
-
-    def resolved(name):
-        subject = resolve(name)
-        if subject.arch:
-            subject.cfg.model.head.in_channels = 8
-        elif not subject.whole:
-            subject.cfg.model.head.in_channels = 64
-            subject.cfg.model.backbone.update(base_channels=8, stem_channels=8)
-        return subject
-
-    monkeypatch.setitem(VanillaNet.arch_settings, '5',
-                        dict(dims=[4, 8, 8], strides=[2, 1]))
-    monkeypatch.setattr(measure, 'resolve', resolved)
 
 
 def forms_of(result: dict) -> list[str]:

@@ -1,12 +1,16 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from golden import relative_l2
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmpretrain.registry import METRICS
+from mmengine.hooks import Hook
+from mmpretrain.registry import HOOKS, METRICS
+from PIL import Image
 from tiny import lams, read, tiny_cfg, train
 
 from mmvanilla.checkpoints import load_weights
@@ -23,6 +27,7 @@ def cfg_with_hook(work_dir, **kwargs):
 
 def test_merges_the_last(tmp_path):
     """Over the files of an earlier run, of weights averaged by EMAHook."""
+    torch.save(dict(meta=dict(mmvanilla_version='0')), tmp_path / 'deploy.pth')
     (tmp_path / 'deploy.py').write_text('x = 1\n')
     cfg = cfg_with_hook(tmp_path, checkpoint='last')
     # A short average, or all images would have nearly the same outputs.
@@ -87,6 +92,55 @@ def test_training_ends_well_without_a_merge(tmp_path, capfd, interval,
     train(cfg)
     assert re.search(message, ' '.join(''.join(capfd.readouterr()).split()))
     assert not (tmp_path / 'deploy.pth').exists()
+
+
+@pytest.mark.parametrize('name, reason', [
+    ('deploy.py', 'not written by a merge'),
+    ('deploy.pth', 'not written by a merge'),
+    ('folder', 'not a regular file'), ('config', 'this command reads it')])
+def test_files_of_others_are_kept(tmp_path, name, reason):
+    """Found before training; the tool's run is in test_checks."""
+    cfg = cfg_with_hook(tmp_path)
+    path = tmp_path / 'deploy.py'
+    path.write_text('x = 1\n')
+    if name == 'folder':
+        path.unlink()
+        path.mkdir()
+    elif name == 'config':
+        cfg.load_from = str(path)
+    elif name == 'deploy.pth':
+        torch.save(dict(meta=dict(epoch=1)), path.with_name(name))
+    hook = ReparameterizeHook()
+    with pytest.raises(UserError, match=f'{reason}.*another --work-dir'):
+        hook.check_outputs(SimpleNamespace(work_dir=tmp_path, cfg=cfg))
+
+
+@HOOKS.register_module(force=True)
+class CutImages(Hook):
+    """What somebody else may do in the meantime."""
+
+    def after_train(self, runner):
+        for path in Path(runner.val_dataloader.dataset.data_root).rglob('*.*'):
+            path.write_bytes(path.read_bytes()[:9])
+
+
+def test_training_ends_well_where_samples_cannot_be_read(tmp_path, capfd):
+    cfg = cfg_with_hook(tmp_path, checkpoint='last')
+    cfg.train_cfg.max_epochs = cfg.custom_hooks[0].decay_epochs = 1
+    cfg.custom_hooks = [*cfg.custom_hooks[1:], dict(type='CutImages')]
+    cfg.model.backbone.in_channels = 3
+    cfg.val_dataloader.dataset = dict(
+        type='CustomDataset', data_root=str(tmp_path / 'data'),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
+    for label in 'ab':
+        (tmp_path / 'data' / label).mkdir(parents=True)
+        Image.new('RGB', (32, 32)).save(tmp_path / 'data' / label / 'x.png')
+    cfg.train_dataloader.dataset = cfg.val_dataloader.dataset
+    cfg.train_dataloader.batch_size = 2
+    train(cfg)
+    printed = ' '.join(''.join(capfd.readouterr()).split())
+    assert re.search(r'Not merged: .*x\.png', printed)
+    assert not [*tmp_path.glob('deploy*')]
 
 
 def test_refuses_other_checkpoints():

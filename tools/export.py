@@ -80,7 +80,8 @@ def main(config, checkpoint, cfg_options, allow_new_keys, data, check_images,
          **options) -> None:
     from mmvanilla.engine.own_data import use_image_folder
     from mmvanilla.export import export
-    from mmvanilla.utils.configs import parse_cfg_options, read_config
+    from mmvanilla.utils.cfg_options import parse_cfg_options
+    from mmvanilla.utils.configs import read_config
     cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     if data:
         use_image_folder(cfg, data, checkpoint, check_images)

@@ -22,12 +22,16 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
+        action='extend',
         metavar='KEY=VALUE',
-        help='override the config, as in train_cfg.max_epochs=10')
+        help='override the config, as in train_cfg.max_epochs=10; [a, b] is a '
+        'list, (a, b) a tuple, {a: b} a dict, and commas without brackets '
+        'make a list of numbers only; all other text, and all in quotes, is '
+        'taken as it is typed')
     parser.add_argument(
         '--allow-new-keys',
         action='store_true',
-        help='let --cfg-options add unknown keys')
+        help='let --cfg-options set keys that a run is not known to read')
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

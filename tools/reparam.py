@@ -46,7 +46,8 @@ def parse_args() -> argparse.Namespace:
 def main(config, checkpoint, out, data, check_images, cfg_options,
          allow_new_keys, **options) -> None:
     from mmvanilla.reparam import reparameterize
-    from mmvanilla.utils.configs import parse_cfg_options, read_config
+    from mmvanilla.utils.cfg_options import parse_cfg_options
+    from mmvanilla.utils.configs import read_config
 
     cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     if data:

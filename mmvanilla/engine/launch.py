@@ -15,7 +15,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints import safe_reading
-from ..utils.configs import parse_cfg_options, read_config, scope_name
+from ..utils.cfg_options import parse_cfg_options
+from ..utils.configs import read_config, scope_name
 from ..utils.errors import UserError
 from .console import ConsoleHook
 from .own_data import WORLD_SIZE

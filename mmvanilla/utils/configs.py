@@ -1,39 +1,27 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Read configs, build their models, find what their data are."""
-import argparse
 import copy
-import difflib
-import inspect
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.runner import Runner
 from torch import nn
 
+from .cfg_options import apply_cfg_options
 from .errors import UserError
 from .requirements import require
 
 TOOLBOXES = ('mmpretrain', 'mmdet', 'mmseg')
-# Keys that mmengine and the toolboxes read, beside the Runner's arguments.
-KEYS = {
-    'activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_imports',
-    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy',
-    'sync_bn', 'tta_model', 'tta_pipeline'
-} | set(inspect.signature(Runner).parameters)
-
-
-def parse_cfg_options(pairs: Sequence[str] | None) -> dict:
-    """Parse ``KEY=VALUE`` pairs with mmengine's ``DictAction``."""
-    for pair in pairs or ():
-        if '=' not in pair:
-            raise UserError('--cfg-options takes KEY=VALUE, without spaces '
-                            f'around "=", but got {pair!r}')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('pairs', nargs='*', action=DictAction)
-    return parser.parse_args(['--', *pairs]).pairs if pairs else {}
+# Numbers that mmengine would not refuse before the first epoch.
+LEAST = {
+    'default_hooks.checkpoint.interval': -1,
+    'default_hooks.logger.interval': 1, 'optim_wrapper.optimizer.lr': 0,
+    'train_cfg.max_epochs': 1, 'train_cfg.max_iters': 1,
+    'train_cfg.val_interval': 1
+} | {f'{split}_dataloader.{name}': least for split in ('train', 'val', 'test')
+     for name, least in (('batch_size', 1), ('num_workers', 0))}
 
 
 def read_config(path: str, cfg_options: dict | None = None,
@@ -58,19 +46,17 @@ def read_config(path: str, cfg_options: dict | None = None,
     scope = scope_name(cfg)
     if scope in TOOLBOXES[1:]:
         require(scope)
-    for key in cfg_options or {}:
-        first = key.partition('.')[0]
-        if first in cfg or first in KEYS or allow_new_keys:
-            continue
-        near = difflib.get_close_matches(first, {*cfg, *KEYS}, 1, 0.5)
-        raise UserError(
-            f'--cfg-options {key}: the config has no {first}' +
-            (f'; did you mean {near[0]}?' if near else '') +
-            ' (--allow-new-keys adds a new key)')
-    try:
-        cfg.merge_from_dict(cfg_options or {})
-    except (AssertionError, IndexError, KeyError, TypeError) as e:
-        raise UserError(f'cannot apply --cfg-options: {e}') from e
+    apply_cfg_options(cfg, cfg_options or {}, allow_new_keys)
+    for key, least in LEAST.items():
+        value = cfg
+        for name in key.split('.'):
+            value = value.get(name) if isinstance(value, dict | Config) else 1
+        whole = '' if key.endswith('.lr') else 'whole '
+        if value is not None and (
+                type(value) not in (int, float) or not value >= least
+                or whole and value % 1 > 0):
+            raise UserError(f'{path}: {key} must be a {whole}number of at '
+                            f'least {least}, but got {value!r}')
     return cfg
 
 

@@ -16,7 +16,12 @@ from mmengine.runner import Runner
 
 from ..checkpoints import safe_reading
 from ..utils.cfg_options import parse_cfg_options
-from ..utils.configs import read_config, scope_name
+from ..utils.configs import (
+    build_error,
+    read_config,
+    scope_name,
+    unknown_type,
+)
 from ..utils.errors import UserError
 from .console import ConsoleHook
 from .own_data import WORLD_SIZE
@@ -91,15 +96,15 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
     if cfg.launcher in ('pytorch', 'slurm') and get_device() == 'cpu':
         _start_on_cpus(cfg)
     console = ConsoleHook()
+    kind = cfg.get('runner_type', 'Runner')
+    if RUNNERS.get(kind) is None:
+        raise UserError(unknown_type(kind, RUNNERS))
     runner_class = console.quiet(
-        RUNNERS.get(cfg.get('runner_type', 'Runner')),
+        RUNNERS.get(kind),
         logging.WARNING if log == 'short' else logging.NOTSET)
     try:
         with safe_reading():
-            try:
-                runner = runner_class.from_cfg(cfg)
-            except ValueError as e:
-                raise UserError(f'cannot build {cfg.filename}: {e}') from e
+            runner = runner_class.from_cfg(cfg)
             runner.register_hook(HeadSizeHook())
             runner.register_hook(console)
             yield runner, console
@@ -115,6 +120,9 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
         if 'DataLoader worker' in str(e) and isinstance(
                 e, OSError | UserError):
             raise UserError(text) from e
+        problem = build_error(e)
+        if problem:
+            raise UserError(problem) from e
         raise
     finally:
         console.close()

@@ -2,16 +2,25 @@
 """Read configs, build their models, find what their data are."""
 import copy
 import os.path as osp
+import re
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import (
+    DATASETS,
+    MODELS,
+    OPTIMIZERS,
+    DefaultScope,
+    Registry,
+)
 from torch import nn
 
-from .cfg_options import apply_cfg_options
+from .cfg_options import apply_cfg_options, arguments, nearest
 from .errors import UserError
 from .requirements import require
+from .terminal import some
 
 TOOLBOXES = ('mmpretrain', 'mmdet', 'mmseg')
 # Numbers that mmengine would not refuse before the first epoch.
@@ -111,11 +120,61 @@ def build_model(cfg: Config) -> nn.Module:
                              copy.deepcopy(cfg.data_preprocessor))
         try:
             return MODELS.build(model).eval()
-        except (AssertionError, AttributeError, ImportError, KeyError,
-                TypeError, ValueError) as e:
-            raise UserError(
-                f'cannot build the model of {cfg.filename}: '
-                f'{type(e).__name__}: {" ".join(str(e).split())}') from e
+        except Exception as e:
+            problem = build_error(e)
+            if problem is None:
+                raise
+            raise UserError(f'{cfg.filename}: {problem}') from e
+
+
+def build_error(error: Exception) -> str | None:
+    """The sentence on an error of building a part of a config, else None."""
+    frames, e = [], error
+    while e:  # mmengine 0.10.7 raises an error again at each level
+        frames += [frame for frame, _ in traceback.walk_tb(e.__traceback__)]
+        e = e.__context__
+    building = [x.f_locals for x in frames if x.f_code.co_name.startswith(
+        ('build_', 'from_cfg')) and x.f_globals['__name__'].startswith(
+            'mmengine.')]
+    if not building or isinstance(error, OSError | UserError):
+        return None
+    # Parameters of mmengine's build functions.
+    node, registry = (building[-1].get(x) for x in ('cfg', 'registry'))
+    node = node if isinstance(node, dict) else {}
+    if isinstance(node.get('optimizer'), dict):  # of an optimizer wrapper
+        node = node['optimizer']
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            pass
+    name, kind = type_name(node), node.get('type')
+    if isinstance(kind, str) and registry is not None:
+        with suppress(RuntimeError):  # of a name with a dot
+            kind = registry.get(kind)
+        if not callable(kind):
+            return unknown_type(node['type'], registry)
+    text = ' '.join(str(error.args[0] if error.args else '').split())
+    found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword "
+                      r"argument '(\w+)'", text)
+    known = arguments(kind or found[1]) if found else {}
+    if known and (not name or found[2] in node):
+        near = nearest(found[2], known)
+        return f'{name or found[1]} has no argument {found[2]}: ' + (
+            f'did you mean {near}?' if near else f'it has {some([*known], 9)}')
+    return (f'cannot build {name or "the run"}: {type(error).__name__}: '
+            f'{text}')
+
+
+def unknown_type(kind: str, registry: Registry) -> str:
+    """The sentence on a type that a registry does not hold."""
+    root, scope = registry.parent or registry, kind.rpartition('.')[0]
+    registry = root.children.get(scope, registry)
+    near = nearest(kind.rpartition('.')[2],
+                   {*registry.module_dict, *root.module_dict})
+    if near in registry.module_dict and scope in root.children:
+        near = f'{scope}.{near}'
+    name = registry.name.replace('_', ' ')
+    return (f'{kind} is not {"an" if name[0] in "aeiou" else "a"} {name}: ' +
+            (f'did you mean {near}?' if near else
+             'custom_imports must name the module that registers it'))
 
 
 def image_channels(cfg: Config) -> int:

@@ -19,7 +19,8 @@ class UserError(Exception):
 def exit_on_user_error(main: Callable) -> Callable:
     """Make a tool print a :class:`UserError` as one line and exit with 1.
 
-    So it does with an ``OSError`` of a file or of a full disk.
+    So it does with an ``OSError`` of a file or of a full disk, and with an
+    error of building a part of a config.
     """
 
     @functools.wraps(main)
@@ -33,6 +34,11 @@ def exit_on_user_error(main: Callable) -> Callable:
                 raise
             message = ': '.join(str(part) for part in (
                 e.filename, e.strerror) if part)
+        except Exception as e:
+            from .configs import build_error  # which imports torch
+            message = build_error(e)
+            if message is None:
+                raise
         print(f'error: {message}', file=sys.stderr)
         sys.exit(1)
 

@@ -3,11 +3,12 @@ import re
 from argparse import ArgumentParser
 
 import pytest
+import torch
 from mmengine.config import DictAction
 from tiny import DIGITS, ROOT, refused, tiny_cfg
 
 from mmvanilla.utils.cfg_options import parse_cfg_options
-from mmvanilla.utils.configs import read_config
+from mmvanilla.utils.configs import build_model, read_config
 from mmvanilla.utils.errors import UserError
 
 FINETUNE = DIGITS.parent / 'vanillanet-6_finetune.py'
@@ -154,6 +155,58 @@ def test_keys_that_have_an_effect():
         'optim_wrapper.loss_scale=dynamic', 'param_scheduler.0.eta_min=0.1',
         'model.backbone.init_cfg.type=Pretrained', 'auto_scale_lr.rule=sqrt']
     read_config(str(FINETUNE), parse_cfg_options(options))
+
+
+@pytest.mark.parametrize('option, sentence', [
+    ('optim_wrapper.optimizer.type=Adamw2',
+     'Adamw2 is not an optimizer: did you mean AdamW?'),
+    ('model.head.loss.type=CrossEntropyLos',
+     'CrossEntropyLos is not a model: did you mean CrossEntropyLoss?'),
+    ('model.backbone.type=mmpretrain.vanillanet',
+     'mmpretrain.vanillanet is not a model: did you mean '
+     'mmpretrain.VanillaNet?'),
+    ('param_scheduler.type=PolyLr',
+     'PolyLr is not a parameter scheduler: did you mean PolyLR?'),
+    ('train_dataloader.dataset.pipeline.1.type=PackInput',
+     'PackInput is not a transform: did you mean PackInputs?'),
+    ('val_evaluator.type=SingleLabelMetrik', 'SingleLabelMetrik is not a '
+     'metric: did you mean SingleLabelMetric?'),
+    ('train_dataloader.sampler.type=RepeatAugSampler2', 'RepeatAugSampler2 is '
+     'not a data sampler: did you mean RepeatAugSampler?'),
+    ('custom_hooks.0.type=EmaHook', 'EmaHook is not a hook: did you mean '
+     'EMAHook?'),
+    ('runner_type=FlexRunner', 'FlexRunner is not a runner: did you mean '
+     'FlexibleRunner?'),
+    ('model.backbone.type=Qqqq', 'Qqqq is not a model: custom_imports must'),
+    ('optim_wrapper.optimizer.decay=1', 'AdamW has no argument decay: '),
+    ('train_cfg.epochs=3', 'EpochBasedTrainLoop has no argument epochs: did '
+     'you mean max_epochs?'),
+    ('model.head.width=3', 'VanillaNetHead has no argument width: it has '),
+    ('model.backbone.arch=vgg', 'cannot build VanillaNet: ValueError: arch'),
+])
+def test_misspelt_types_and_arguments(
+        option, sentence, tmp_path, monkeypatch, capfd):
+    tiny_cfg('work').dump(tmp_path / 'config.py')
+    error = refused(monkeypatch, capfd, 'train.py', 'config.py',
+                    '--cfg-options', option, cwd=tmp_path)
+    assert sentence in error
+
+
+def test_errors_of_building_in_other_tools(tmp_path, monkeypatch, capfd):
+    cfg = tiny_cfg('work')
+    cfg.model.backbone.deep_training = cfg.model.head.deep_training = False
+    cfg.custom_hooks = None
+    cfg.dump(tmp_path / 'config.py')
+    torch.save(dict(state_dict=build_model(cfg).state_dict()),
+               tmp_path / 'a.pth')
+    for tool, *options in (
+            ('reparam.py', 'b.pth', '--cfg-options',
+             'val_dataloader.dataset.type=DigitDataset'),
+            ('test.py', '--cfg-options',
+             'test_dataloader.dataset.type=DigitDataset')):
+        error = refused(monkeypatch, capfd, tool, 'config.py', 'a.pth',
+                        *options, cwd=tmp_path)
+        assert 'is not a dataset: did you mean DigitsDataset?' in error
 
 
 def test_options_that_are_given_twice(tmp_path, monkeypatch, capfd):

@@ -84,7 +84,8 @@ def main(config, checkpoint, cfg_options, allow_new_keys, data, check_images,
     from mmvanilla.utils.configs import read_config
     cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     if data:
-        use_image_folder(cfg, data, checkpoint, check_images)
+        for note in use_image_folder(cfg, data, checkpoint, check_images):
+            print(note)
     report = export(cfg, checkpoint, **options)
     if report.verification.samples.random:
         print('The validation data of the config is not there: compared on '

@@ -52,7 +52,8 @@ def main(config, checkpoint, out, data, check_images, cfg_options,
     cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     if data:
         from mmvanilla.engine.own_data import use_image_folder
-        use_image_folder(cfg, data, checkpoint, check_images)
+        for note in use_image_folder(cfg, data, checkpoint, check_images):
+            print(note)
     report = reparameterize(cfg, checkpoint, out, **options)
     if report.comparison.samples.random:
         print('The validation data of the config is not there: compared on '

@@ -33,6 +33,10 @@ def parse_args() -> argparse.Namespace:
         help='scale the learning rate from the batch size of the config to '
         'the actual one')
     parser.add_argument(
+        '--balance',
+        action='store_true',
+        help='repeat training images of --data in classes that have few')
+    parser.add_argument(
         '--no-persistent-workers',
         dest='persistent_workers',
         action='store_false',

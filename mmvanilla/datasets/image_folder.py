@@ -3,23 +3,25 @@
 import hashlib
 import logging
 import os
+import re
+import stat
+import unicodedata
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
-import numpy as np
 from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 
 from ..utils.errors import UserError
-from ..utils.terminal import some, track
+from ..utils.terminal import some
+from .image_files import SUFFIXES, check_image
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm',
-            '.pgm')
-# Names, in any case, of folders that are splits instead of classes.
-SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
+# The word in a folder's name that makes it a split.
+SPLIT = re.compile(
+    '(?<![a-z])(?:(?P<train>train(?:ing)?)|(?P<val>val(?:id(?:ation)?)?)|'
+    '(?P<test>test(?:ing)?))(?:set)?(?![a-z])', re.IGNORECASE)
 # Folders that operating systems and archivers make.
 IGNORED = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information',
            'lost+found')
@@ -29,15 +31,45 @@ def _is_visible(name: str) -> bool:
     return name[0] != '.' and name not in IGNORED
 
 
-def find_images(folder: Path) -> list[str]:
-    """Sorted paths, relative to ``folder``, of all images below it."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = filter(_is_visible, folders)
-        found += [Path(parent, name).relative_to(folder).as_posix()
-                  for name in files
-                  if name[0] != '.' and name.lower().endswith(SUFFIXES)]
-    return sorted(found)
+def find_images(folder: Path, others: Counter | None = None,
+                within: Sequence[str] = ('', )) -> list[str]:
+    """Sorted paths, relative to ``folder``, of the images below it.
+
+    A file to which links lead is found once, if possible by its own path.
+    Files that are no images are counted in ``others``, by suffix. Only the
+    folders ``within`` are searched.
+    """
+    others = Counter() if others is None else others
+    images, seen, paths, links = [], set(), deque(within), deque()
+    while paths or links:
+        path = (paths or links).popleft()
+        full = os.path.join(folder, path)
+        try:
+            info = os.stat(full)
+        except OSError:
+            others['broken link'] += 1
+            continue
+        suffix = os.path.splitext(path)[1].lower()
+        if (info.st_dev, info.st_ino) in seen:
+            others['link to others'] += 1
+        elif stat.S_ISDIR(info.st_mode):
+            for entry in sorted(os.scandir(full), key=lambda x: x.name):
+                if _is_visible(entry.name):
+                    (links if entry.is_symlink() else paths).append(
+                        f'{path}/{entry.name}' if path else entry.name)
+        elif suffix not in SUFFIXES:
+            others[suffix or 'without a suffix'] += 1
+        elif not info.st_size or not stat.S_ISREG(info.st_mode):
+            others['empty'] += 1
+        else:
+            images.append(path)
+        seen.add((info.st_dev, info.st_ino))
+    return sorted(images)
+
+
+def list_counts(counts: Counter) -> str:
+    """The most common first, as in '3 .heic, 1 empty'."""
+    return ', '.join(f'{n} {kind}' for kind, n in counts.most_common())
 
 
 def find_folders(folder: Path) -> list[str]:
@@ -46,52 +78,69 @@ def find_folders(folder: Path) -> list[str]:
         p.name for p in folder.iterdir() if p.is_dir() and _is_visible(p.name))
 
 
-def split_folders(root: Path) -> list[str]:
-    """The folders in ``root`` if they are splits, none if they are classes."""
-    folders = find_folders(root)
-    splits = [name for name in folders if name.lower() in SPLITS]
-    if len(splits) == 1 and len(folders) > 2:
-        # Without folders in it, it is a class with the name of a split.
-        splits = find_folders(root / splits[0])
-    return folders if splits else []
+def find_splits(root: Path) -> dict[str, list[str]]:
+    """The folders in ``root`` that are splits, as ``{'val': ['Valid']}``.
 
-
-def read_split(root: Path, split: str, seed: int = 0) -> dict[str, list[str]]:
-    """The images of 'train' or 'val', relative to ``root``, for each class.
-
-    Without folders ``train`` and ``val``, a fifth of each class, at least one
-    image, is held out for 'val', chosen by a hash of seed and file name.
+    Empty if its folders are classes. Names as ``seg_train`` and ``seg_test``,
+    which differ in that word only, are splits too.
     """
-    has_splits = not {'train', 'val'}.isdisjoint(split_folders(root))
-    folder = root / split if has_splits else root
-    classes = {}
-    for name in find_folders(folder):
-        images = [(folder / name / image).relative_to(root).as_posix()
-                  for image in find_images(folder / name)]
-        if not has_splits:
+    folders = find_folders(root)
+    alike = defaultdict(lambda: defaultdict(list))
+    for name in folders:
+        word = SPLIT.search(name)
+        if word:
+            rest = name[:word.start()] + name[word.end():]
+            alike[rest.lower()][word.lastgroup].append(name)
+    found = max(alike.values(), key=len, default={})
+    if len(found) < 2:
+        found = alike.get('', {})
+        # One of several folders, without folders in it, is a class.
+        if len(folders) > 2 and not any(
+                find_folders(root / x) for y in found.values() for x in y):
+            found = {}
+    return dict(found)
+
+
+def class_name(folder: str) -> str:
+    """The class of a folder: its name, in one form of Unicode."""
+    if re.search('[\n\ud800-\udfff]', folder):
+        raise UserError(f'the name of the folder {os.fsencode(folder)} is not '
+                        'UTF-8, or has two lines: rename it')
+    return unicodedata.normalize('NFC', folder)
+
+
+def read_splits(root: Path, seed: int = 0, others: Counter | None = None
+                ) -> dict[str, dict[str, list[str]]]:
+    """The images of 'train' and 'val', relative to ``root``, by class.
+
+    Without folders of splits, a fifth of each class, at least one image, is
+    held out for 'val', chosen by a hash of seed and file name.
+    """
+    others = Counter() if others is None else others
+    found = find_splits(root)
+    places = {name: split for split in ('train', 'val')
+              for name in found.get(split, ())} if found else {'': 'train'}
+    splits = dict(train={}, val={})
+    for name in {*find_folders(root)} - {*places} if found else ():
+        others[f'folder {name}'] += 1
+    for place, split in places.items():
+        for name in find_folders(root / place):
+            splits[split][class_name(name)] = []
+    for image in find_images(root, others, [*places]):
+        *folders, _ = image.split('/')
+        place = folders.pop(0) if found else ''
+        if folders:
+            splits[places[place]][class_name(folders[0])].append(image)
+        else:
+            others['in no class'] += 1
+    if not found:
+        for name, images in splits['train'].items():
             ranked = sorted(images, key=lambda image: hashlib.sha256(
-                f'{seed}/{image}'.encode()).digest())
+                os.fsencode(f'{seed}/{image}')).digest())
             held_out = {*ranked[:max(1, round(len(images) / 5))]}
-            images = [x for x in images if (x in held_out) == (split == 'val')]
-        classes[name] = images
-    return classes
-
-
-def unreadable(root: Path, images: Sequence[str]) -> list[str]:
-    """Decode every image and return those that cannot be decoded."""
-    with ThreadPoolExecutor() as pool:
-        bad = track(pool.map(lambda x: decode(root / x) is None, images),
-                    'checking images', len(images))
-        return [image for image, is_bad in zip(images, bad) if is_bad]
-
-
-def decode(path: Path) -> np.ndarray | None:
-    """Decode an image as OpenMMLab does: (H, W, 3) BGR; None if it fails."""
-    try:
-        # Not cv2.imread, which fails on some names that are not ASCII.
-        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):
-        return None
+            splits['val'][name] = [x for x in images if x in held_out]
+            splits['train'][name] = [x for x in images if x not in held_out]
+    return splits
 
 
 @DATASETS.register_module()
@@ -106,9 +155,11 @@ class ImageFolderDataset(BaseDataset):
             of whose images a fifth is then held out for 'val'.
         split (str): 'train' or 'val'.
         metainfo (dict): ``classes``, the names of the classes in the order of
-            their labels. A class without a folder has no images.
-        skip (Sequence[str]): Images to leave out, relative to ``data_root``.
-            Defaults to ().
+            their labels, as a list or as the lines of a string. A class
+            without a folder has no images.
+        skip (Sequence[str] | str): Images to leave out, relative to
+            ``data_root``, as a list or as the lines of a string. Defaults to
+            ().
         seed (int): Chooses what is held out. Defaults to 0.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
 
@@ -118,12 +169,15 @@ class ImageFolderDataset(BaseDataset):
     """
 
     def __init__(self, data_root: str, split: str, metainfo: dict,
-                 skip: Sequence[str] = (), seed: int = 0, **kwargs) -> None:
+                 skip: Sequence[str] | str = (), seed: int = 0,
+                 **kwargs) -> None:
         if split not in ('train', 'val'):
             raise UserError("ImageFolderDataset's split must be 'train' or "
                             f"'val', but got {split!r}")
         self.split, self.seed = split, seed
-        self.skip, self.warned = frozenset(skip), set()
+        self.skip, self.warned = frozenset(from_lines(skip)), set()
+        metainfo = dict(metainfo, classes=from_lines(
+            metainfo.get('classes') or ()))
         kwargs.setdefault('test_mode', split == 'val')
         super().__init__('', metainfo, data_root, **kwargs)
 
@@ -131,11 +185,11 @@ class ImageFolderDataset(BaseDataset):
         """List the images of the split, class by class."""
         root = Path(self.data_root).expanduser()
         try:
-            classes = read_split(root, self.split, self.seed)
+            classes = read_splits(root, self.seed)[self.split]
         except FileNotFoundError as e:
             raise UserError(f'no folder {e.filename}: it should hold one '
                             'folder of images for each class') from e
-        labels = self.class_to_idx
+        labels = {class_name(x): i for x, i in self.class_to_idx.items()}
         for name in classes.keys() - labels.keys():
             raise UserError(f'{root} holds the class {name}, which is not one '
                             f'of {some(list(labels), 6)}')
@@ -147,15 +201,22 @@ class ImageFolderDataset(BaseDataset):
         """Run an image through the pipeline; None if it cannot be read."""
         try:
             return super().prepare_data(idx)
-        except Exception:
-            path = Path(self.get_data_info(idx)['img_path'])
-            if decode(path) is not None:
-                raise
-        message = f'cannot read the image {path}'
+        except Exception as e:
+            path = self.get_data_info(idx)['img_path']
+            problem, _ = check_image(path)
+            if not problem:
+                raise UserError(f'the pipeline fails for the image {path}: '
+                                f'{type(e).__name__}: {e}') from e
+        message = f'cannot read the image {path}: {problem}'
         if self.test_mode:
-            raise UserError(f'{message}: remove it, or let --check-images '
+            raise UserError(f'{message}; remove it, or let --check-images '
                             'find all such images and leave them out')
         if path not in self.warned:
-            print_log(f'{message}: another one is used instead', 'current',
+            print_log(f'{message}; another one is used instead', 'current',
                       logging.WARNING)
         self.warned.add(path)
+
+
+def from_lines(names: Sequence[str] | str) -> list[str]:
+    """Names as a list; a config has thousands as the lines of a string."""
+    return names.split('\n') if isinstance(names, str) else list(names)

@@ -7,7 +7,9 @@ mmsegmentation. The weights of a config OUT.py default to OUT.pth beside it.
 import argparse
 import difflib
 import os.path as osp
+import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import mmcv
@@ -20,10 +22,12 @@ from mmpretrain.visualization import UniversalVisualizer
 
 from ..checkpoints import load_checkpoint, load_state_dict
 from ..checkpoints.read import safe_reading
-from ..datasets import image_folder
+from ..datasets import image_files
+from ..datasets.image_folder import find_images, list_counts
 from ..utils import configs
 from ..utils.errors import UserError, exit_on_user_error
 from ..utils.terminal import markdown_table, some, track
+from .fonts import font_for
 from .own_data import set_num_classes
 
 
@@ -35,11 +39,15 @@ def predict(images: str, model: str, checkpoint: str | None = None,
     root = Path(images).expanduser()
     if not root.exists():
         raise UserError(f'no image or folder {images}')
-    names = image_folder.find_images(root) if root.is_dir() else [root.name]
+    others = Counter()
+    names = find_images(root, others) if root.is_dir() else [root.name]
     root = root if root.is_dir() else root.parent
     if not names:
         raise UserError(f'no images in {images}: names must end in '
-                        f'{", ".join(image_folder.SUFFIXES)}')
+                        f'{", ".join(image_files.SUFFIXES)}')
+    _, notes = image_files.find_unreadable(root, names, False)
+    for note in notes + [f'Left out: {list_counts(others)}'] * bool(others):
+        print(note, file=sys.stderr)
     if out and Path(out).resolve() == root.resolve():
         raise UserError(f'--out {out} is where the images are')
     rows = []
@@ -50,16 +58,17 @@ def predict(images: str, model: str, checkpoint: str | None = None,
             for name in track(names, 'predicting', len(names)):
                 drawn = '' if out is None else osp.join(out, name)
                 try:
-                    found = list(predict_one(str(root / name), drawn))
+                    found = predict_one(str(root / name), drawn)
                 except Exception:
-                    if image_folder.decode(root / name) is not None:
+                    problem, _ = image_files.check_image(root / name)
+                    if not problem:
                         raise
                     if len(names) == 1:
-                        raise UserError(
-                            f'cannot read the image {root / name}') from None
+                        raise UserError(f'cannot read the image {root / name}:'
+                                        f' {problem}') from None
                     found = [('cannot be read', *[''] * (len(header) - 1))]
                 # Only the first row of an image has its name.
-                rows += [(name * (i == 0), *row)
+                rows += [(some([name]) * (i == 0), *row)
                          for i, row in enumerate(found[:top])]
     return markdown_table(['image', *header], rows)
 
@@ -122,7 +131,12 @@ def _predictor(cfg, checkpoint, deploy):
     if deploy:
         from ..reparam.merge import switch_loaded
         switch_loaded(inferencer.model, checkpoint)
-    return header, predict_one
+    if scope == 'mmseg' and not ''.join(known).isascii():
+        print('mmsegmentation draws names of classes in ASCII only',
+              file=sys.stderr)
+    # As a list: a generator would run outside of the context.
+    return header, font_for(known)(
+        lambda path, drawn: list(predict_one(path, drawn)))
 
 
 def _classifier(cfg, look):

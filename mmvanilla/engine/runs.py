@@ -21,6 +21,7 @@ from ..utils import configs
 from ..utils.configs import check_parts, scope_name, type_name
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_beside
+from .fonts import font_for
 from .hooks.deep_training_hook import unwrap_model
 from .launch import read_run_config, running, set_loader_defaults
 from .own_data import WORLD_SIZE, use_image_folder
@@ -30,7 +31,7 @@ def train(config: str, resume: str | None = None, amp: bool = False,
           validate: bool = True, auto_scale_lr: bool = False,
           persistent_workers: bool = True, pin_memory: bool = True,
           data: str | None = None, check_images: bool = False,
-          log: str = 'short', **options) -> Runner:
+          balance: bool = False, log: str = 'short', **options) -> Runner:
     """Train the model of a config, with the options of tools/train.py."""
     cfg = read_run_config(config, **options)
     check_parts(cfg, 'training', 'model', 'train_dataloader', 'train_cfg',
@@ -50,7 +51,9 @@ def train(config: str, resume: str | None = None, amp: bool = False,
         wrapper.setdefault('loss_scale', 'dynamic')
     set_loader_defaults(cfg, pin_memory, persistent_workers)
     if data is not None:
-        use_image_folder(cfg, data, check_images=check_images)
+        notes += use_image_folder(cfg, data, None, check_images, balance)
+    elif balance:
+        raise UserError('--balance is for the images of --data')
     configs.check_data(cfg, 'train_dataloader', 'val_dataloader')
     if resume is not None:
         cfg.resume, cfg.load_from = True, resume
@@ -90,8 +93,8 @@ def test(config: str, checkpoint: str, deploy: bool = False,
     cfg = read_run_config(config, **options)
     check_parts(cfg, 'testing', 'model', 'test_dataloader', 'test_cfg',
                 'test_evaluator')
-    if data is not None:
-        use_image_folder(cfg, data, checkpoint, check_images)
+    notes = [] if data is None else use_image_folder(
+        cfg, data, checkpoint, check_images)
     configs.check_data(cfg, 'test_dataloader')
     set_loader_defaults(cfg, pin_memory)
     cfg.load_from, cfg.resume = None, False
@@ -108,6 +111,8 @@ def test(config: str, checkpoint: str, deploy: bool = False,
             write_beside(out) if out and is_main_process() else nullcontext(
                 ['unused.pkl'])) as (written, ):
         console.close()  # there is no header
+        for note in notes:
+            runner.logger.warning(note)
         model = unwrap_model(runner.model)
         # Before EMAHook copies the model: `state_dict` holds the average.
         load_weights(model, checkpoint)
@@ -128,7 +133,10 @@ def test(config: str, checkpoint: str, deploy: bool = False,
                 model.backbone, images, compile)
         if show_dir and scope_name(cfg) == 'mmpretrain':
             runner.register_hook(_FoldersInNames())
-        metrics = runner.test()
+        names = getattr(runner.test_loop.dataloader.dataset, 'metainfo', {})
+        with font_for(names.get('classes') or ()) if (
+                show or show_dir) else nullcontext():
+            metrics = runner.test()
         if out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, str(written))
     if out:

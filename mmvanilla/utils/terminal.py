@@ -15,7 +15,9 @@ def markdown_table(header: list[str], rows: list[tuple]) -> str:
 
 def some(names: Sequence, most: int = 3) -> str:
     """List the first ``most`` of ``names`` and the number of others."""
-    shown = ', '.join(map(str, names[:most]))
+    # Names of files need not be UTF-8.
+    shown = ', '.join(map(str, names[:most])).encode(
+        errors='backslashreplace').decode()
     if len(names) > most:
         shown += f' and {len(names) - most} more'
     return shown

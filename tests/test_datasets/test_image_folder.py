@@ -8,7 +8,8 @@ from mmengine.registry import DefaultScope
 from photos import BROKEN, CLASSES, write_photos
 
 from mmvanilla.datasets import ImageFolderDataset
-from mmvanilla.datasets.image_folder import read_split, unreadable
+from mmvanilla.datasets.image_files import find_unreadable
+from mmvanilla.datasets.image_folder import read_splits
 from mmvanilla.utils.errors import UserError
 
 
@@ -26,19 +27,19 @@ def build(root, split, classes=CLASSES, **kwargs):
 
 
 def test_a_fifth_of_each_class_is_held_out_for_good(photos, tmp_path):
-    train, val = read_split(photos, 'train'), read_split(photos, 'val')
+    train, val = read_splits(photos).values()
     for name in CLASSES:
         files = sorted(f'{name}/{p.name}' for p in (photos / name).iterdir())
         assert sorted(train[name] + val[name]) == files
         assert len(val[name]) == 2
     # Not the same ones with another seed.
-    assert read_split(photos, 'val', seed=1) != val
+    assert read_splits(photos, seed=1)['val'] != val
     # Whatever is added, an image stays where it is, but for the one or so by
     # which the fifth of it grows or shrinks.
     shutil.copytree(photos, tmp_path, dirs_exist_ok=True)
     for i in range(5):
         shutil.copy(photos / BROKEN, tmp_path / 'dots' / f'aa{i}.png')
-    assert {*val['dots']} & {*read_split(tmp_path, 'val')['dots']}
+    assert {*val['dots']} & {*read_splits(tmp_path)['val']['dots']}
 
 
 def test_labels_are_those_of_the_folders(photos):
@@ -60,13 +61,15 @@ def test_labels_are_those_of_the_folders(photos):
 def test_unreadable_images(photos):
     # The others are in RGB, L, RGBA and CMYK.
     images = [p.relative_to(photos).as_posix() for p in photos.rglob('*.*')]
-    assert unreadable(photos, images) == [BROKEN]
+    for check_all in (True, False):
+        assert find_unreadable(photos, images, check_all)[0] == {BROKEN}
 
     train, val = (build(photos, split, seed=next(
         s for s in range(20)
-        if BROKEN in read_split(photos, split, s)['checks']))
+        if BROKEN in read_splits(photos, s)[split]['checks']))
         for split in ('train', 'val'))
-    message = f'cannot read the image {photos / BROKEN}: '
+    message = (f'cannot read the image {photos / BROKEN}: OpenCV cannot '
+               'decode it; ')
     with pytest.raises(UserError, match=f'{message}remove it, or let --check'):
         list(map(val.__getitem__, range(len(val))))
     broken = next(i for i in range(len(train))

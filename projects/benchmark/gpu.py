@@ -23,7 +23,7 @@ IMAGES, FEW = 256, 32  # to compare the outputs of our kernels, of others
 MARGIN = 0.1  # of the best class, in standard deviations of the scores
 SIDE, COPIED = 8192, 2**31  # a matrix product's, and bytes of a copy
 REPLAYS, SPAN = 20, 5e-3  # one sample: so many replays, or so many seconds
-# Of the table: its name, the measurement's, its format, its scale.
+# Of the table, as measure.COLUMNS.
 COLUMNS = (('ms', 'median', '.3f', 1e3), ('spread', 'spread', '.0%', 1),
            ('device ms', 'device_median', '.3f', 1e3),
            ('ratio', 'ratio', '.2f', 1), ('share', 'share', '.2f', 1),
@@ -228,12 +228,6 @@ def add_limit(m: dict, found: dict[str, float], pixels: int) -> None:
     m['share'] = m['limit'] / m['median']
     if 'device_median' in m:
         m['device_share'] = m['limit'] / m['device_median']
-
-
-def cells(m: dict) -> list[str]:
-    """A row of the table after network, form, precision and batch."""
-    return ['-' if m.get(key) is None else format(scale * m[key], form)
-            for _, key, form, scale in COLUMNS]
 
 
 def properties() -> dict[str, object]:

@@ -40,6 +40,12 @@ LABELS = dict(
     aoti='AOT Inductor', with_cp='train form, with_cp',
     finetune='fine-tune form', triton='optimized, Triton')
 MEMORY = ('parameters', 'gradients', 'optimizer', 'activations', 'peak')
+# Of the table: its name, the measurement's, its format, its scale.
+COLUMNS = [('ms', 'median', '.1f', 1e3), ('spread', 'spread', '.0%', 1),
+           ('ratio', 'ratio', '.2f', 1), ('share', 'share', '.2f', 1),
+           ('GFLOP/s', 'gflops', '.0f', 1),
+           ('params (M)', 'parameters', '.1f', 1e-6),
+           ('MACs (G)', 'macs', '.2f', 1e-9)]
 SIDE = 2048  # of the square matrices whose product gives the machine's rate
 
 
@@ -78,12 +84,13 @@ def benchmark(models: Sequence[str], forms: Sequence[str] | None = None,
 
     ``save`` is called with the result so far, after each group of networks.
     """
-    start, on_cuda = monotonic(), device == 'cuda'
-    deadline = start + (budget or float('inf'))
-    forms = forms or (TRAINED if train else
-                      ('plain', 'graph') if on_cuda else ('plain', 'eager'))
-    MMLogger.get_current_instance().setLevel('WARNING')
+    forms = forms or (TRAINED if train else ('plain', 'eager')
+                      if device == 'cpu' else ('plain', 'graph'))
     threads = threads or torch.get_num_threads()
+    settings = dict(locals(), size=[size[0], size[-1]])
+    del settings['save']
+    deadline, on_cuda = monotonic() + (budget or 1e9), device == 'cuda'
+    MMLogger.get_current_instance().setLevel('WARNING')
     if min(threads, repeats, *size, *batches) < 1 or warmup < 0:
         raise UserError('threads, batch sizes, image size and repeats must '
                         'be positive')
@@ -91,12 +98,7 @@ def benchmark(models: Sequence[str], forms: Sequence[str] | None = None,
         raise UserError(f'size must be one number or two, but got {size}')
     if on_cuda and not gpu.is_available():
         raise UserError('there is no CUDA device here')
-    settings = dict(
-        models=models, forms=forms, batches=batches, threads=threads,
-        dtype=dtype, device=device, size=[size[0], size[-1]], repeats=repeats,
-        warmup=warmup, train=train, together=together, budget=budget)
-    wanted = [parse_form(form, dtype, device, train)
-              for form in forms]
+    wanted = [parse_form(form, dtype, device, train) for form in forms]
     subjects = [resolve(name) for name in models]
     for subject in subjects:
         if subject.whole and (train or on_cuda or set(batches) != {1} or any(
@@ -222,12 +224,10 @@ def table(result: dict[str, object]) -> str:
     """The measurements in Markdown, and a line on the machine."""
     settings, machine = result['settings'], result['machine']
     training, on_cuda = settings['train'], settings['device'] == 'cuda'
-    header = ['network', 'form', 'precision', 'batch', 'ms', 'spread',
-              'ratio', 'share', 'GFLOP/s', 'params (M)', 'MACs (G)']
+    columns = gpu.COLUMNS if on_cuda and not training else COLUMNS
     if training:
-        header[7:] = [f'{name} (MB)' for name in MEMORY]
-    elif on_cuda:
-        header[4:] = [name for name, *_ in gpu.COLUMNS]
+        columns = COLUMNS[:3] + [
+            (f'{name} (MB)', name, '.0f', 1e-6) for name in MEMORY]
     rows, failed = [], []
     for m in result['measurements']:
         rows.append([
@@ -235,16 +235,12 @@ def table(result: dict[str, object]) -> str:
         if 'failed' in m:
             failed.append(f'{", ".join(rows.pop())}: {m["failed"]}')
             continue
-        if on_cuda and not training:
-            rows[-1] += gpu.cells(m)
-            continue
-        rows[-1] += [
-            f'{1e3 * m["median"]:.1f}', f'{100 * m["spread"]:.0f} %',
-            *('-' if m[key] is None else f'{m[key]:.2f}'
-              for key in ('ratio', 'share')), f'{m["gflops"]:.0f}',
-            f'{m["parameters"] / 1e6:.1f}', f'{m["macs"] / 1e9:.2f}']
-        if training:
-            rows[-1][7:] = [f'{m["memory"][k] / 1e6:.0f}' for k in MEMORY]
+        m = m | m.get('memory', {})
+        rows[-1] += ['-' if m.get(key) is None else
+                     format(scale * m[key], form).replace('%', ' %')
+                     for _, key, form, scale in columns]
+    header = ['network', 'form', 'precision', 'batch'] + [
+        name for name, *_ in columns]
     rates = ', '.join(f'{rate / 1e9:.0f} GFLOP/s in {name}'
                       for name, rate in result['rates'].items()
                       if name != 'copy')

@@ -13,8 +13,8 @@ import torch
 from mmengine.runner import CheckpointLoader, checkpoint
 from torch import nn
 
+from ..layers.loading import describe, start_activations
 from ..utils.errors import UserError
-from ..utils.terminal import some
 from .constructors import ALLOWED, NAMES
 
 UNREADABLE = ('is not a checkpoint that torch reads safely, or is cut short '
@@ -143,6 +143,14 @@ def official_prefix(state_dict) -> str | None:
     return None
 
 
+def refuse_official(content: dict, name: str, file: str | Path) -> None:
+    """Raise UserError if a checkpoint has the keys of VanillaNet's authors."""
+    parts = map(content.get, ('model_ema', 'model', 'state_dict'))
+    if any(official_prefix(x) is not None for x in (content, *parts)):
+        raise UserError(f'{name} holds official weights with the keys of '
+                        f'their authors: give it as vanillanet://{file}')
+
+
 def _checked(content, source: str) -> dict:
     if not isinstance(content, dict):
         raise UserError(f'{source} is not a checkpoint: it holds a '
@@ -182,10 +190,7 @@ def load_checkpoint(name: str | Path) -> dict:
             text = ' '.join(f'{type(e).__name__}: {e}'.split())
             raise UserError(f'cannot load {name}: {text[:300]}') from e
         content = _checked(content, name)
-    parts = map(content.get, ('model_ema', 'model', 'state_dict'))
-    if any(official_prefix(x) is not None for x in (content, *parts)):
-        raise UserError(f'{name} holds official weights with the keys of '
-                        f'their authors: give it as vanillanet://{file}')
+    refuse_official(content, name, file)
     if not isinstance(content.get('meta', {}), dict):
         content['meta'] = {}
     leave_out_configs(content)
@@ -227,7 +232,8 @@ def load_weights(model: nn.Module, name: str | Path) -> dict:
     return meta if isinstance(meta, dict) else {}
 
 
-def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
+def load_state_dict(model: nn.Module, state_dict: dict, source: str,
+                    start: bool = False) -> str:
     """Load a state dict into a model, in place and strictly.
 
     Lambda and counters of batches may be missing: lambda is then 1.
@@ -236,10 +242,16 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
         model (nn.Module): The model.
         state_dict (dict): Its weights.
         source (str): Where they come from, for the error.
+        start (bool): Whether training starts from them: heads for other
+            numbers of classes, and series activations of which they have
+            none, keep their initial weights. Defaults to False.
+
+    Returns:
+        str: What is left out of them; '' without ``start``.
 
     Raises:
         UserError: If keys are missing, unexpected or mismatched; names the
-            first few. Some of the weights may have been loaded then.
+            first of each. Some of the weights may have been loaded then.
     """
     entries = state_dict.items() if isinstance(state_dict, dict) else ()
     wrong = [f': {key} is of type {type(value).__name__}'
@@ -251,19 +263,22 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str) -> None:
             key.startswith('module.') for key in state_dict):
         # Wrappers such as DDP add this prefix.
         state_dict = {k[len('module.'):]: v for k, v in state_dict.items()}
-    # Layers may merge an earlier form while they load.
+    found, errors = [], []  # torch returns either of them
+    hook = model.register_load_state_dict_post_hook(
+        lambda _, keys: found.extend(keys))
     try:
-        found = model.load_state_dict(state_dict, strict=False)
+        # Layers may merge an earlier form while they load.
+        model.load_state_dict(state_dict, strict=False)
     except RuntimeError as e:  # an entry has another shape
-        problems = [' '.join(x.split()) for x in str(e).splitlines()]
-        problems = problems[1:] or problems
-    else:
-        problems = [
-            f'{key} {problem}' for keys, problem in (
-                (found.missing_keys, 'is missing'),
-                (found.unexpected_keys, 'is not in the model'))
-            for key in keys
-            if not key.endswith(('.lam', '.num_batches_tracked'))
-        ]
-    if problems:
-        raise UserError(f'{source} does not fit the config: {some(problems)}')
+        lines = str(e).splitlines()
+        errors = lines[1:] or lines
+    finally:
+        hook.remove()
+    missing, unexpected = found or ([], [])
+    if start:
+        missing = start_activations(model, missing)
+    misfits, left_out = describe(
+        missing, unexpected, errors, 'head' if start else None)
+    if misfits:
+        raise UserError(f'{source} does not fit the config: {misfits}')
+    return left_out

@@ -25,7 +25,7 @@ from ..utils.configs import (
 from ..utils.errors import UserError
 from .console import ConsoleHook
 from .own_data import WORLD_SIZE
-from .weights import HeadSizeHook
+from .weights import WeightsHook
 
 # Beginnings of errors that a user can correct, and how.
 KNOWN_ERRORS = {
@@ -105,7 +105,7 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
     try:
         with safe_reading():
             runner = runner_class.from_cfg(cfg)
-            runner.register_hook(HeadSizeHook())
+            runner.register_hook(WeightsHook())
             runner.register_hook(console)
             yield runner, console
     except KeyboardInterrupt:

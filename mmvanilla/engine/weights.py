@@ -1,41 +1,45 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Check the weights that a run starts from."""
-import copy
+from pathlib import Path
 
 from mmengine.hooks import Hook
 
-from ..checkpoints import leave_out_configs
-from ..utils.terminal import some
+from ..checkpoints import leave_out_configs, load_state_dict
+from ..checkpoints.read import refuse_official
+from ..utils.errors import UserError
 from .hooks.deep_training_hook import unwrap_model
 
 
-class HeadSizeHook(Hook):
-    """Keep the initial head where that of a checkpoint has other classes."""
+class WeightsHook(Hook):
+    """Refuse weights that do not fit, where mmengine logs them and goes on."""
 
     priority = 'VERY_HIGH'  # before EMAHook copies the loaded weights
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Load the weights strictly, except for a head of other classes."""
         leave_out_configs(checkpoint)  # mmengine would run them as Python
-        head = getattr(unwrap_model(runner.model), 'head', None)
-        state_dict = checkpoint.get('state_dict', checkpoint)
-        loaded = {k.removeprefix('head.'): v for k, v in state_dict.items()
-                  if k.startswith('head.')}
-        if runner.cfg.get('resume') or head is None or not loaded:
+        if hasattr(runner, 'strategy'):  # may have sharded the parameters
             return
-        try:
-            # A head of an earlier form is merged while it is loaded.
-            copy.deepcopy(head).load_state_dict(loaded)
-        except RuntimeError as e:
-            if 'size mismatch' not in str(e):
-                return
-            sizes = {len(loaded[k]) for k in loaded if k.endswith('bias')}
-            for key in loaded:
-                del state_dict[f'head.{key}']
-            state_dict.update(
-                {f'head.{k}': v for k, v in head.state_dict().items()})
-            checkpoint.pop('ema_state_dict', None)  # which has that head too
-            runner.logger.warning(
-                f'The head of {runner.cfg.load_from}, for '
-                f'{some(sorted(sizes)) or "other"} classes, is left out: the '
-                f'head for {getattr(head, "num_classes", "other")} classes '
-                'starts from random weights.')
+        source, resume = str(runner.cfg.load_from), runner.cfg.get('resume')
+        refuse_official(checkpoint, source, Path(source).absolute())
+        model = unwrap_model(runner.model)
+        weights = checkpoint.get('state_dict', checkpoint)
+        left_out = load_state_dict(model, weights, source, start=not resume)
+        if left_out:
+            runner.logger.warning(f'{source}: {left_out}')
+        if not resume:
+            # What mmengine and EMAHook load next fits; the state dict of a
+            # run with an average is that average.
+            checkpoint['state_dict'] = model.state_dict()
+            checkpoint.pop('ema_state_dict', None)
+            return
+        merged = [key for key in weights if key not in model.state_dict()]
+        if merged:
+            raise UserError(
+                f'cannot resume from {source}: it is in an earlier form than '
+                f'the model, which has no {merged[0]}; resume in that form, '
+                'or start from its weights with --cfg-options load_from')
+        for hook in runner.hooks:
+            if hasattr(hook, 'ema_model') and 'ema_state_dict' in checkpoint:
+                load_state_dict(hook.ema_model, checkpoint['ema_state_dict'],
+                                f'ema_state_dict of {source}')

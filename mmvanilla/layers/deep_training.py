@@ -281,17 +281,3 @@ def start_as(layer: nn.Module, conv: nn.Conv2d) -> None:
     else:
         start_as(layer.conv, conv)
         reset_to_identity(layer.norm)
-
-
-def merge_earlier_forms(model: nn.Module, state_dict: dict, prefix: str, *_,
-                        **conv_cfg) -> None:
-    """Merge entries of earlier forms of a model's plain convolutions.
-
-    With ``conv_cfg`` it is a ``load_state_dict`` pre-hook of that model.
-    """
-    conv_cfg = {k: v for k, v in conv_cfg.items()
-                if k in ('norm_cfg', 'act_cfg', 'post_norm')}
-    for name, module in model.named_modules():
-        if type(module) is nn.Conv2d:
-            merge_pair(state_dict, f'{prefix}{name}.', module,
-                       DeepTrainingConv2d, 'switch_to_deploy', **conv_cfg)

@@ -11,6 +11,8 @@ import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
+from ..utils.errors import WeightsError
+
 CONV_ARGUMENTS = ('in_channels', 'out_channels', 'kernel_size', 'stride',
                   'padding', 'dilation', 'groups', 'padding_mode')
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
@@ -152,7 +154,7 @@ def merge_entries(state_dict: dict, prefix: str, earlier: nn.Module,
         return
     lam = getattr(earlier, 'lam', 1)
     if lam != 1:
-        raise RuntimeError(
+        raise WeightsError(
             f'cannot load "{prefix[:-1]}", which is in train form, into a '
             f'merged convolution: its lambda is {lam!r}, not 1')
     getattr(earlier, switch)()
@@ -170,10 +172,13 @@ def merge_pair(state_dict: dict, prefix: str, conv: nn.Module, kind: type,
     if (first is None or first.dim() != 4
             or not is_pair and switch == 'switch_to_finetune'):
         return
+    arguments = {name: getattr(conv, name) for name in CONV_ARGUMENTS}
+    last = state_dict.get(prefix + 'conv2.weight', first)
+    if conv.groups == 1:
+        arguments['out_channels'] = len(last)  # which torch compares
     with torch.device('meta'):
         earlier = kind(
-            **{name: getattr(conv, name) for name in CONV_ARGUMENTS},
-            bias=prefix + 'conv1.bias' in state_dict,
+            **arguments, bias=prefix + 'conv1.bias' in state_dict,
             mid_channels=len(first), deep_training=is_pair, **conv_cfg)
     merge_entries(state_dict, prefix, earlier, switch)
 
@@ -183,7 +188,7 @@ def refuse_later_form(state_dict: dict, prefix: str, entry: str,
     """Raise RuntimeError if there is an entry that only a later form has."""
     if prefix + entry in state_dict:
         argument = 'deploy=True' if form == 'deploy' else 'deep_training=False'
-        raise RuntimeError(
+        raise WeightsError(
             f'the state dict holds "{prefix[:-1]}" in {form} form, and the '
             'model is in an earlier one, to which it cannot be converted '
             f'back: build the model with {argument}')

@@ -65,6 +65,7 @@ class SeriesActivation(nn.Module):
         self.conv = nn.Conv2d(
             num_channels, num_channels, 2 * act_num + 1, padding=act_num,
             groups=num_channels, bias=deploy)
+        self.started = False  # as another activation
         norm = build_batch_norm(norm_cfg, num_channels)
         self.norm = None if deploy else norm
         # The paper's initialization.
@@ -83,7 +84,11 @@ class SeriesActivation(nn.Module):
 
         The weight becomes 1 in the middle of the window and 0 elsewhere.
         """
-        self.act = keep_input(copy.deepcopy(act))
+        if act is not self.act:
+            self.act = keep_input(copy.deepcopy(act))
+        self.started = True
+        if self.conv.bias is not None:
+            self.conv.bias.zero_()
         self.conv.weight.zero_()
         self.conv.weight[..., self.act_num, self.act_num] = 1
         if self.norm is not None:

@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
 
 import torch
 from mmcv.cnn import Conv2d as MMCVConv2d
@@ -14,11 +13,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..layers import DeepTrainingConv2d, SeriesActivation
-from ..layers.deep_training import (
-    CONV_ARGUMENTS,
-    merge_earlier_forms,
-    start_as,
-)
+from ..layers.deep_training import CONV_ARGUMENTS, start_as
+from ..layers.loading import check_loading
 
 OURS = (DeepTrainingConv2d, SeriesActivation)
 Selector = str | type | Callable[[str, nn.Module], bool] | Sequence | None
@@ -122,9 +118,8 @@ def add_deep_training(model: nn.Module, convs: Selector = '*',
         for name in new:
             model.set_submodule(name, old[name])
         raise ValueError(f'with its layers replaced, {e}') from e
-    if any(type(layer) is nn.Conv2d for layer in new.values()):
-        model.register_load_state_dict_pre_hook(
-            partial(merge_earlier_forms, **conv_cfg))
+    # Other parts of a checkpoint, as a classifier, are surplus.
+    check_loading(model, head='head', surplus=True, **conv_cfg)
     print_log(str(done), logger='current')
     return done
 

@@ -16,6 +16,10 @@ class UserError(Exception):
     """
 
 
+class WeightsError(UserError, RuntimeError):
+    """Weights do not fit a network, for which torch raises RuntimeError."""
+
+
 def exit_on_user_error(main: Callable) -> Callable:
     """Make a tool print a :class:`UserError` as one line and exit with 1.
 

@@ -249,7 +249,7 @@ def test_a_child_called_module():
     wanted = {k: torch.rand_like(v) for k, v in model.state_dict().items()}
     load_state_dict(model, wanted, 'x')
     assert_same_weights(model.state_dict(), wanted)
-    with pytest.raises(UserError, match='module.bias is missing'):
+    with pytest.raises(UserError, match='module.weight is missing'):
         load_state_dict(model, {k[7:]: v for k, v in wanted.items()}, 'x')
 
 

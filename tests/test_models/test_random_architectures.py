@@ -19,7 +19,7 @@ from mmvanilla.layers import (
     switch_to_deploy,
     switch_to_finetune,
 )
-from mmvanilla.layers.deep_training import merge_earlier_forms
+from mmvanilla.layers.loading import check_loading
 from mmvanilla.models import VanillaNet
 
 ACTS = [dict(type=t) for t in ('ReLU', 'ReLU6', 'Tanh', 'GELU', 'PReLU')]
@@ -66,8 +66,7 @@ def random_block(rng: random.Random, is_module: bool, **form) -> nn.Module:
             DeepTrainingConv2d(**conv, **conv_cfg, **form),
             rng.choice([nn.MaxPool2d(2), nn.Identity()]), act)
     # As WithDeepTraining does.
-    block.register_load_state_dict_pre_hook(
-        partial(merge_earlier_forms, **conv_cfg))
+    check_loading(block, **conv_cfg)
     return block
 
 

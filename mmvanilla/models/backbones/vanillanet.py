@@ -8,10 +8,12 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ...layers.deep_training import DeepTrainingConv2d, merge_earlier_forms
+from ...layers.deep_training import DeepTrainingConv2d
 from ...layers.folding import BATCH_NORMS, keep_running_stats
 from ...layers.forms import switch_to_deploy, switch_to_finetune
+from ...layers.loading import check_loading
 from ...layers.series_activation import SeriesActivation
+from ...utils.errors import WeightsError
 
 INIT_CFG = [dict(type='TruncNormal', layer='Conv2d', std=0.02),
             dict(type='Constant', layer='_BatchNorm', val=1)]
@@ -129,8 +131,7 @@ class VanillaNet(BaseBackbone):
             raise ValueError(f'frozen_stages must be from -1 to '
                              f'{self.num_stages}, but got {frozen_stages}')
         self.frozen_stages = frozen_stages
-        self.conv_cfg = dict(
-            norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=True)
+        check_loading(self, norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=True)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
 
@@ -207,6 +208,17 @@ class VanillaNet(BaseBackbone):
                 f'{self.num_stages}')
         return stages
 
+    def init_weights(self) -> None:
+        """Initialize as ``init_cfg`` says.
+
+        Raises:
+            WeightsError: If a pretrained checkpoint does not fit.
+        """
+        try:
+            super().init_weights()
+        except (AssertionError, WeightsError) as e:  # a prefix is asserted
+            raise WeightsError(f'{self.init_cfg}: {e}') from e
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
 
@@ -249,10 +261,6 @@ class VanillaNet(BaseBackbone):
                 if isinstance(module, BATCH_NORMS):
                     module.eval()
         return self
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        merge_earlier_forms(self, state_dict, prefix, **self.conv_cfg)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def deploy(self) -> bool:

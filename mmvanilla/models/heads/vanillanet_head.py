@@ -5,8 +5,9 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ...layers.deep_training import DeepTrainingConv2d, merge_earlier_forms
+from ...layers.deep_training import DeepTrainingConv2d
 from ...layers.forms import switch_to_deploy, switch_to_finetune
+from ...layers.loading import check_loading
 from ..backbones.vanillanet import INIT_CFG
 
 
@@ -58,12 +59,12 @@ class VanillaNetHead(ClsHead):
             loss=loss, topk=topk, cal_acc=cal_acc, init_cfg=init_cfg)
         self.num_classes = num_classes
         self.in_channels = in_channels
-        self.conv_cfg = dict(
-            norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=False)
+        conv_cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=False)
+        check_loading(self, head='', **conv_cfg)
         self.dropout = nn.Dropout(dropout)
         self.classifier = DeepTrainingConv2d(
             in_channels, num_classes, 1, mid_channels=num_classes,
-            deep_training=deep_training, deploy=deploy, **self.conv_cfg)
+            deep_training=deep_training, deploy=deploy, **conv_cfg)
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Pool the last feature map: (N, C, H, W) -> (N, C)."""
@@ -81,10 +82,6 @@ class VanillaNetHead(ClsHead):
         """
         pooled = self.dropout(self.pre_logits(feats))
         return self.classifier(pooled[:, :, None, None]).flatten(1)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        merge_earlier_forms(self, state_dict, prefix, **self.conv_cfg)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def deploy(self) -> bool:

@@ -1,0 +1,116 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Loading: earlier forms are merged, and weights that do not fit refused."""
+import logging
+import re
+from functools import partial
+
+from mmengine.logging import print_log
+from torch import nn
+
+from ..utils.errors import WeightsError
+from .deep_training import DeepTrainingConv2d
+from .folding import merge_pair
+from .series_activation import SeriesActivation
+
+MISMATCH = re.compile(r'size mismatch for (\S+): .* torch\.Size\((.*?)\) '
+                      r'from .* is torch\.Size\((.*?)\)')
+# What to do, by the beginning of a key that the model has not.
+HINTS = {
+    r'backbone\.': "; set prefix='backbone.' in init_cfg",
+    r'model$|model_ema$|stem1?\.0\.|stages\.0\.act$':
+    '; give official weights as vanillanet:///path/to/file.pth',
+}
+
+
+def check_loading(model: nn.Module, head: str | None = None,
+                  surplus: bool = False, **conv_cfg) -> None:
+    """Refuse weights that do not fit a model, where mmengine goes on.
+
+    ``load_state_dict`` of torch stays as it is, strict or not. ``head`` is a
+    part of the keys of layers that may be for another number of classes, if
+    there are any; ``surplus`` allows keys that are not in the model. Entries
+    of earlier forms are merged into plain convolutions first.
+    """
+    conv_cfg = {k: v for k, v in conv_cfg.items()
+                if k in ('norm_cfg', 'act_cfg', 'post_norm')}
+    model.register_load_state_dict_pre_hook(
+        partial(_start, conv_cfg=conv_cfg))
+    model.register_load_state_dict_post_hook(
+        partial(_check, head=head, surplus=surplus))
+
+
+def _start(model, state_dict, prefix, *args, conv_cfg):
+    model._loading = prefix, args[-1]  # the list of mismatches to come
+    for name, module in model.named_modules():
+        if type(module) is nn.Conv2d:
+            merge_pair(state_dict, f'{prefix}{name}.', module,
+                       DeepTrainingConv2d, 'switch_to_deploy', **conv_cfg)
+
+
+def _check(model, found, head, surplus):
+    prefix, errors = vars(model).pop('_loading')
+    # mmengine's loader, which is never strict, passes a type of its own.
+    if not type(found).__module__.startswith('mmengine.'):
+        return
+    missing, unexpected = (
+        [key for key in keys if key.startswith(prefix)] for keys in found)
+    errors = [text for text in errors
+              if re.search(f'(^|[ "]){re.escape(prefix)}', text)]
+    misfits, left_out = describe(
+        start_activations(model, missing, prefix),
+        [] if surplus else unexpected, errors, head)
+    if misfits:
+        hints = [text for start, text in HINTS.items() if not prefix
+                 and any(re.match(start, key) for key in unexpected)]
+        raise WeightsError(f'the weights do not fit {type(model).__name__}: '
+                           f'{misfits}{"".join(hints[:1])}')
+    if left_out:
+        print_log(left_out, 'current', logging.WARNING)
+
+
+def start_activations(model: nn.Module, missing: list[str],
+                      prefix: str = '') -> list[str]:
+    """Start activations as those that they replaced, where all is missing.
+
+    A checkpoint of a network without series activations has none of their
+    weights. Returns the keys that are still missing.
+    """
+    for name, act in model.named_modules(prefix=prefix.removesuffix('.')):
+        if isinstance(act, SeriesActivation) and act.started and {
+                f'{name}.{x}' for x, _ in act.named_parameters()
+        } <= set(missing):
+            act.start_as(act.act)
+            missing = [x for x in missing if not x.startswith(f'{name}.')]
+    return missing
+
+
+def describe(missing: list[str], unexpected: list[str], errors: list[str],
+             head: str | None = None) -> tuple[str, str]:
+    """What does not fit, and what is left out for another number of classes.
+
+    Lambda and counters of batches may be missing; ``head`` is as in
+    :func:`check_loading`. Of each kind the first is named.
+    """
+    mismatched, others = [], []
+    for text in (' '.join(x.split()) for x in errors):
+        found = MISMATCH.match(text)
+        if found:
+            key, theirs, ours = found.groups()
+            text = f'{key} has the shape {theirs} instead of {ours}'
+            if head is not None and head in key and (
+                    theirs.split(',')[0] != ours.split(',')[0]):
+                others.append(text)
+                continue
+        mismatched.append(text)
+    missing = [key for key in missing
+               if not key.endswith(('.lam', '.num_batches_tracked'))]
+
+    def first(texts, what=''):
+        more = f' (and {len(texts) - 1} more)' if len(texts) > 1 else ''
+        return [f'{text}{what}{more}' for text in texts[:1]]
+
+    misfits = [*first(missing, ' is missing'), *first(mismatched),
+               *first(unexpected, ' is not in the model')]
+    return ', '.join(misfits), ''.join(
+        'The head is left out, since it is for another number of classes, and '
+        f'starts from random weights: {x}' for x in first(others))

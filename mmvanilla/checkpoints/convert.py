@@ -76,6 +76,9 @@ def convert(src: str | Path, dst: str | Path, to: str = 'mmvanilla',
         py.write_text(cfg.pretty_text, encoding='utf-8')
     backbone = cfg.model.backbone
     form = 'deploy' if backbone.get('deploy') else 'train'
+    lam = float(state_dict.get('backbone.stem.conv.act.lam', 1))
+    if lam < 1:
+        notes.append(f'Its deep training is unfinished: lambda is {lam:g}.')
     return '\n'.join([
         f'{src} -> {dst} and {config}', f'VanillaNet {backbone["arch"]}, '
         f'{form} form, n = {backbone["act_num"]}, {title}', *notes

@@ -16,7 +16,7 @@ from mmpretrain.apis import ModelHub
 from ..utils.errors import UserError
 from ..utils.files import write_beside
 from ..utils.terminal import some
-from .official import from_authors
+from .official import authors_lam, from_authors
 from .read import official_prefix, read_checkpoint
 
 # The authors' published weights: name of the file, arguments of the network.
@@ -59,6 +59,9 @@ def read_official(path: str | Path, key: str | None = None) -> dict:
         state_dict = from_authors(weights)
     except UserError as e:
         raise UserError(f"{path} is not in the authors' format: {e}") from e
+    for key in state_dict:
+        if key.endswith('.act.lam') and Path(path).stem not in PUBLISHED:
+            state_dict[key].fill_(authors_lam(content, path))
     name = getattr(content.get('args'), 'model', None) or Path(path).stem
     meta = dict(model=str(name))
     theirs = content.get('meta')

@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Map keys between the authors' format and ours; describe networks."""
+import math
 import re
 
 import torch
@@ -78,6 +79,24 @@ def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         ours[f'{layer}.act.lam'] = torch.tensor(1.0, dtype=torch.float64)
     describe(ours)
     return ours
+
+
+def authors_lam(checkpoint: dict, source) -> float:
+    """Lambda at the epoch of a checkpoint of the authors' training."""
+    args = checkpoint.get('args') or {}
+    args = args if isinstance(args, dict) else getattr(args, '__dict__', {})
+    epoch, length = checkpoint.get('epoch'), args.get('decay_epochs')
+    if not length:
+        return 1.0
+    try:
+        progress = min(1.0, int(epoch) / length)
+    except (OverflowError, TypeError, ValueError):
+        raise UserError(
+            f'{source} does not tell lambda, since its epoch is {epoch!r}: '
+            'give the checkpoint-N.pth of an epoch, or, if lambda had reached '
+            '1, a file of the weights only') from None
+    linear = args.get('decay_linear', True)
+    return progress if linear else 0.5 * (1 - math.cos(math.pi * progress))
 
 
 def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -90,6 +90,40 @@ def test_key(tmp_path):
         convert(src, dst, key='model_ema', force=True)
 
 
+@pytest.mark.parametrize('args, epoch, lam', [
+    (dict(decay_epochs=100, decay_linear=True), 37, 0.37),
+    (dict(decay_epochs=80, decay_linear=False), 20, 0.5 - 0.5**1.5),
+    (dict(decay_epochs=80, decay_linear=False), 80, 1),
+    (dict(decay_epochs=80), 120, 1), (dict(epochs=300), 20, 1),
+    (dict(decay_epochs=80), 'best', None), (dict(decay_epochs=80), None, None),
+])
+def test_lambda_of_an_unfinished_training(tmp_path, args, epoch, lam):
+    """The outputs are those of the authors' code at that lambda."""
+    golden = load('plain')
+    src, dst = tmp_path / 'checkpoint.pth', tmp_path / 'dst.pth'
+    torch.save(dict(model=golden['state_dict'], epoch=epoch,
+                    args=Namespace(**args)), src)
+    if lam is None:
+        with pytest.raises(UserError, match=f'tell lambda.* is {epoch!r}'):
+            convert(src, dst)
+        assert not dst.exists()
+        return
+    said = convert(src, dst)
+    assert ('unfinished: lambda is' in said) == (lam < 1)
+    state_dict = read_checkpoint(dst)['state_dict']
+    found = [float(v) for k, v in state_dict.items() if k.endswith('.lam')]
+    assert found == pytest.approx([lam] * 6)
+    if lam in golden['eval']:
+        model = get_model(Config.fromfile(tmp_path / 'dst.py'))
+        load_checkpoint(model, str(dst), strict=True)
+        with torch.no_grad():
+            logits = model(golden['input'])
+        assert relative_l2(logits, golden['eval'][lam]['logits']) < 1e-5
+    # A published file is finished, whatever it holds.
+    src = src.rename(tmp_path / 'vanillanet_6.pth')
+    assert 'unfinished: lambda' not in convert(src, dst, force=True)
+
+
 def test_refusals_leave_no_file(tmp_path):
     theirs = load('plain')['state_dict']
     src, dst = tmp_path / 'a.pth', tmp_path / 'b.pth'

@@ -279,6 +279,11 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str,
         missing = start_activations(model, missing)
     misfits, left_out = describe(
         missing, unexpected, errors, 'head' if start else None)
+    if misfits and start and 'backbone.' not in misfits and any(
+            key.startswith('backbone.') for key in state_dict):
+        misfits += ('; to start from its backbone only, set model.backbone.'
+                    "init_cfg to dict(type='Pretrained', checkpoint=..., "
+                    "prefix='backbone.') instead of load_from")
     if misfits:
         raise UserError(f'{source} does not fit the config: {misfits}')
     return left_out

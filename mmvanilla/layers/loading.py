@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..utils.errors import WeightsError
+from ..utils.terminal import some
 from .deep_training import DeepTrainingConv2d
 from .folding import merge_pair
 from .series_activation import SeriesActivation
@@ -89,9 +90,9 @@ def describe(missing: list[str], unexpected: list[str], errors: list[str],
     """What does not fit, and what is left out for another number of classes.
 
     Lambda and counters of batches may be missing; ``head`` is as in
-    :func:`check_loading`. Of each kind the first is named.
+    :func:`check_loading`. Of each kind, and of each head, the first is named.
     """
-    mismatched, others = [], []
+    mismatched, others = [], {}
     for text in (' '.join(x.split()) for x in errors):
         found = MISMATCH.match(text)
         if found:
@@ -99,7 +100,7 @@ def describe(missing: list[str], unexpected: list[str], errors: list[str],
             text = f'{key} has the shape {theirs} instead of {ours}'
             if head is not None and head in key and (
                     theirs.split(',')[0] != ours.split(',')[0]):
-                others.append(text)
+                others.setdefault(re.sub(r'(.*head\w*)\..*', r'\1', key), text)
                 continue
         mismatched.append(text)
     missing = [key for key in missing
@@ -111,6 +112,6 @@ def describe(missing: list[str], unexpected: list[str], errors: list[str],
 
     misfits = [*first(missing, ' is missing'), *first(mismatched),
                *first(unexpected, ' is not in the model')]
-    return ', '.join(misfits), ''.join(
-        'The head is left out, since it is for another number of classes, and '
-        f'starts from random weights: {x}' for x in first(others))
+    left_out = ('Left out, as for another number of classes, and to start '
+                f'from random weights: {some([*others.values()])}')
+    return ', '.join(misfits), left_out if others else ''

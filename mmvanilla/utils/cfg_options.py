@@ -136,12 +136,10 @@ def apply_cfg_options(cfg: Config, options: dict,
             raise UserError(f'{option} takes {wanted[0]}, but got {value!r}')
         parent[name] = ConfigDict(x=value).x
     for option, node, name in () if allow_new_keys else new:
-        known = arguments(node.get('type'))
-        near = nearest(name, {*known, *node} - {
-            x[2] for x in new if x[1] is node}, 0.85)
+        others = {*node} - {x[2] for x in new if x[1] is node}
+        near = nearest(name, {*arguments(node.get('type'))} | others, 0.88)
         # A stage2 beside a stage1 is no misspelling.
-        if near and name not in known and (
-                re.sub(r'\d', '', name) != re.sub(r'\d', '', near)):
+        if near and re.sub(r'\d', '', name) != re.sub(r'\d', '', near):
             raise UserError(f'{option}: there is no {name}; did you mean '
                             f'{near}? (--allow-new-keys sets it anyway)')
 
@@ -170,16 +168,19 @@ def _check_read(cfg: Config, option: str, first: str, *rest: str) -> None:
     if first in keys:
         return
     parts = [*_parts({key: cfg[key] for key in cfg if key in keys})]
-    # What got the value of the variable, else what has its name.
-    places = [names for names, value in parts if first in cfg and
-              f'_{first}'.endswith(f'_{names[-1]}') and value == cfg[first]
-              ] or [names for names, _ in parts
-                    if f'_{names[-1]}'.endswith(f'_{first}')]
-    near = some(['.'.join([*names, *rest]) for names in places]) or nearest(
-        first, keys, 0.5)
+    known, old = first in cfg, cfg.get(first)
+    equal = [names for names, value in parts if known and value == old]
+    # What has the value of the variable and its name, or one of the two.
+    places = [x for x in equal if f'_{first}'.endswith(f'_{x[-1]}')] or [
+        names for names, value in parts
+        if f'_{names[-1]}'.endswith(f'_{first}')
+        and (not known or type(value) is type(old))
+    ] or equal * (isinstance(old, dict | list) and bool(old))
+    near = some(['.'.join([*names, *rest]) for names in places]) or (
+        '' if known else nearest(first, keys, 0.5))
     raise UserError(
         f'{option}: ' + (f'a run does not read {first}, a variable of the '
-                         'config file' if first in cfg else
+                         'config file' if known else
                          f'the config has no {first}')
         + (f'; did you mean {near}?' if near else '')
         + ' (--allow-new-keys sets it anyway)')

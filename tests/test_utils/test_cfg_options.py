@@ -4,14 +4,15 @@ from argparse import ArgumentParser
 
 import pytest
 import torch
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from tiny import DIGITS, ROOT, refused, tiny_cfg
 
-from mmvanilla.utils.cfg_options import parse_cfg_options
+from mmvanilla.utils.cfg_options import apply_cfg_options, parse_cfg_options
 from mmvanilla.utils.configs import build_model, read_config
 from mmvanilla.utils.errors import UserError
 
 FINETUNE = DIGITS.parent / 'vanillanet-6_finetune.py'
+IMAGENET = DIGITS.parent / 'vanillanet-6_8xb128_in1k.py'
 NEW_STYLE = ROOT / 'tests/data/new_style_config.py'
 
 
@@ -101,6 +102,7 @@ def test_what_is_set(config, options, key, expected):
     (DIGITS, 'data_preprocessor.std=[1]', r'model\.data_preprocessor\.std\?'),
     (FINETUNE, 'dataset_type=CUB', r'train_dataloader\.dataset\.type'),
     (FINETUNE, 'bgr_mean=[1,2,3]', 'does not read bgr_mean'),
+    (IMAGENET, 'bgr_std=[1,2,3]', r'did you mean .*\.pipeline\.4\.fill_std'),
     (NEW_STYLE, 'norm_cfg.eps=1', r'model\.backbone\.norm_cfg\.eps'),
     (DIGITS, 'custom_imports.imports=[a]', 'does not read custom_imports'),
     (DIGITS, 'lr=0.1', r'did you mean optim_wrapper\.optimizer\.lr'),
@@ -155,6 +157,22 @@ def test_keys_that_have_an_effect():
         'optim_wrapper.loss_scale=dynamic', 'param_scheduler.0.eta_min=0.1',
         'model.backbone.init_cfg.type=Pretrained', 'auto_scale_lr.rule=sqrt']
     read_config(str(FINETUNE), parse_cfg_options(options))
+
+
+def test_keys_like_others_and_text_for_numbers():
+    cfg = Config(dict(
+        optim_wrapper=dict(
+            type='AmpOptimWrapper', loss_scale=512.,
+            paramwise_cfg=dict(custom_keys=dict(stage1=dict(lr_mult=2)))),
+        custom_hooks=[dict(type='EMAHook', priority=49)]))
+    options = parse_cfg_options([
+        'optim_wrapper.loss_scale=dynamic', 'custom_hooks.0.priority=HIGH',
+        'optim_wrapper.paramwise_cfg.custom_keys.stage2.lr_mult=3'])
+    apply_cfg_options(cfg, options)
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+    assert cfg.custom_hooks[0].priority == 'HIGH'
+    assert [*cfg.optim_wrapper.paramwise_cfg.custom_keys] == [
+        'stage1', 'stage2']
 
 
 @pytest.mark.parametrize('option, sentence', [

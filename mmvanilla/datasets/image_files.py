@@ -81,7 +81,7 @@ def find_unreadable(root: Path, images: Sequence[str], check_all: bool
         elif largest is not None:
             values.append(largest)
     bad, notes = {*chain(*reasons.values())}, []
-    count = f'{{}} of {len(images)} images '
+    count = 'at least ' * (not check_all) + f'{{}} of {len(images)} images '
     if bad:
         listed = ', '.join(
             f'{some(names, 1)} ({why})' for why, names in reasons.items())

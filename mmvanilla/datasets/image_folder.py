@@ -31,6 +31,10 @@ def _is_visible(name: str) -> bool:
     return name[0] != '.' and name not in IGNORED
 
 
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
+
+
 def find_images(folder: Path, others: Counter | None = None,
                 within: Sequence[str] = ('', )) -> list[str]:
     """Sorted paths, relative to ``folder``, of the images below it.
@@ -40,7 +44,9 @@ def find_images(folder: Path, others: Counter | None = None,
     folders ``within`` are searched.
     """
     others = Counter() if others is None else others
-    images, seen, paths, links = [], set(), deque(within), deque()
+    images, paths, links = [], deque(within), deque()
+    root = folder.resolve()
+    seen = {_identity(os.stat(x)) for x in (root, *root.parents)}
     while paths or links:
         path = (paths or links).popleft()
         full = os.path.join(folder, path)
@@ -50,7 +56,7 @@ def find_images(folder: Path, others: Counter | None = None,
             others['broken link'] += 1
             continue
         suffix = os.path.splitext(path)[1].lower()
-        if (info.st_dev, info.st_ino) in seen:
+        if _identity(info) in seen and path not in within:
             others['link to others'] += 1
         elif stat.S_ISDIR(info.st_mode):
             for entry in sorted(os.scandir(full), key=lambda x: x.name):
@@ -63,7 +69,7 @@ def find_images(folder: Path, others: Counter | None = None,
             others['empty'] += 1
         else:
             images.append(path)
-        seen.add((info.st_dev, info.st_ino))
+        seen.add(_identity(info))
     return sorted(images)
 
 

@@ -29,7 +29,7 @@ def font_for(names: Sequence[str]) -> AbstractContextManager:
             return wanted
 
     settings = {'text.parse_math': False}  # "$" is a character
-    present = [font_manager.findfont(font_manager.FontProperties([x]))
+    present = [font_manager.findfont(font_manager.FontProperties(family=[x]))
                for x in FAMILIES]
     if any(map(lacks, present)):
         manager = font_manager.fontManager

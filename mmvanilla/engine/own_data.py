@@ -151,7 +151,8 @@ def _read_splits(root: Path, evaluates: bool) -> tuple[dict, list[str]]:
             'are classes, move them into folders train and val')
     splits = image_folder.read_splits(root, others=others)
     for name, images in {} if found else splits['train'].items():
-        inside = {x.split('/')[1] for x in images if x.count('/') > 1}
+        inside = {x.split('/')[1] for x in images + splits['val'][name]
+                  if x.count('/') > 1}
         words = filter(None, map(image_folder.SPLIT.fullmatch, inside))
         if len({x.lastgroup for x in words}) > 1 < len(splits['train']):
             raise UserError(f'--data: {root / name} holds splits, which '

@@ -1,15 +1,19 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import logging
+import os
 import shutil
+import unicodedata
+from collections import Counter
 
 import pytest
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from photos import BROKEN, CLASSES, write_photos
+from PIL import Image
 
 from mmvanilla.datasets import ImageFolderDataset
 from mmvanilla.datasets.image_files import find_unreadable
-from mmvanilla.datasets.image_folder import read_splits
+from mmvanilla.datasets.image_folder import find_splits, read_splits
 from mmvanilla.utils.errors import UserError
 
 
@@ -88,3 +92,88 @@ def test_unreadable_images(photos):
         f'{message}another one is used instead']
     skipping = build(photos, 'train', seed=train.seed, skip=[BROKEN])
     assert len(skipping) == len(train) - 1
+
+
+def write(root, *names):
+    """Write a small image for each name, which is text or bytes."""
+    for name in map(os.fsencode, names):
+        path = os.path.join(os.fsencode(root), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'wb') as file:
+            Image.new('RGB', (8, 8)).save(file, 'png')
+
+
+@pytest.mark.parametrize('folders, splits', [
+    ('Training/a VALIDATION/a', dict(train='Training', val='VALIDATION')),
+    ('train/a valid/a test/a', dict(train='train', val='valid', test='test')),
+    ('training_set test_set', dict(train='training_set', test='test_set')),
+    ('plants-train2020/x plants-val2020/x other',
+     dict(train='plants-train2020', val='plants-val2020')),
+    ('train/x bus car', dict(train='train')),
+    ('train bus', dict(train='train')),
+    ('train bus car', {}), ('Test ant bee', {}),
+    ('train_station test_tube lake', {}), ('trains vale contest', {}),
+])
+def test_which_folders_are_splits(tmp_path, folders, splits):
+    for name in folders.split():
+        (tmp_path / name).mkdir(parents=True)
+    assert find_splits(tmp_path) == {k: [v] for k, v in splits.items()}
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write(tmp_path, *(f'{split}/{name}/1.png' for split in ('Train', 'val')
+                      for name in ('bus', 'train', '.git', '__MACOSX')))
+    assert read_splits(tmp_path) == {
+        x.lower(): {name: [f'{x}/{name}/1.png'] for name in ('bus', 'train')}
+        for x in ('Train', 'val')}
+
+
+def test_each_file_is_found_once(tmp_path):
+    write(tmp_path, 'train/a/1.png', 'train/a/x/2.png', 'train/b/3.png',
+          'val/a/4.png', 'val/b/5.png')
+    for link, to in {
+            'train/a/0.png': '../../val/a/4.png', 'train/a/x/up': '../../..',
+            'train/b/self': 'self', 'train/b/6.png': 'nowhere.png',
+            'val/b/more': '../../train/a/x'}.items():
+        (tmp_path / link).symlink_to(to)
+    os.link(tmp_path / 'train/b/3.png', tmp_path / 'val/b/3.png')
+    (tmp_path / 'train/b/empty.jpg').touch()
+    for name in ('train/a/note.TXT', 'val/a/x.heic', 'val/a/y.HEIC', 'val/z'):
+        (tmp_path / name).write_text('x')
+    write(tmp_path, 'masks/a/1.png')
+    others = Counter()
+    assert read_splits(tmp_path, others=others) == dict(
+        train=dict(a=['train/a/1.png', 'train/a/x/2.png'],
+                   b=['train/b/3.png']),
+        val=dict(a=['val/a/4.png'], b=['val/b/5.png']))
+    assert others == {
+        'link to others': 4, 'broken link': 2, 'empty': 1, '.txt': 1,
+        '.heic': 2, 'without a suffix': 1, 'folder masks': 1}
+
+
+def test_names_in_other_encodings(tmp_path):
+    mac, others = (unicodedata.normalize(x, 'bébé') for x in ('NFD', 'NFC'))
+    assert mac != others
+    write(tmp_path, f'train/{mac}/1.png', b'train/b/\xb9\xb7.png',
+          f'val/{others}/1.png', f'val/{mac}/2.png', 'val/b/1.png')
+    train, val = (build(tmp_path, x, ['b', mac]) for x in ('train', 'val'))
+    assert [x['gt_label'] for x in train.load_data_list()] == [0, 1]
+    assert [x['gt_label'] for x in val.load_data_list()] == [0, 1, 1]
+    assert train[0]['inputs'].shape == (3, 16, 16)  # whose name is no UTF-8
+    write(tmp_path, b'val/\xb9\xb7/1.png')
+    with pytest.raises(UserError, match=r"b'\\xb9\\xb7' is not UTF-8"):
+        read_splits(tmp_path)
+
+
+def test_an_image_that_the_pipeline_fails_for(tmp_path):
+    """Say which one it is, before which an epoch may have passed."""
+    write(tmp_path, 'train/a/1.png', 'val/a/1.png')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        dataset = ImageFolderDataset(
+            str(tmp_path), 'train', dict(classes='a\nb'), pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='NumpyToPIL'),
+                dict(type='torchvision/RandomCrop', size=16)])
+    assert dataset.metainfo['classes'] == ['a', 'b']
+    with pytest.raises(UserError, match='fails for the image .*train/a/1.png'):
+        dataset[0]

@@ -1,6 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -135,9 +136,15 @@ def test_which_folders_are_classes(tmp_path, classes, topk):
     ('a.png', r'must hold two or more folders.*none'),
     ('cat/1.png cat/2.png dog/.1.png emu/1.heic ', 'no image of dog, emu for '
      'train: each class needs one for train and one for val, .* ends in .jpg'),
-    ('TRAIN/1.png Testing/cat/1.png', 'both train and val, or neither, but '
-     'holds TRAIN, Testing: .* or use .*TRAIN, of which a fifth'),
-    ('bus/1.png Test/a/1.png van/1.png', 'but holds Test, bus, van: '),
+    ('TRAIN/a/1.png Testing/a/1.png', 'both train and val, or neither, but '
+     'holds TRAIN, Testing: to hold out a fifth, use .*TRAIN; if they are'),
+    ('bus/1.png Test/a/1.png van/1.png', 'but holds Test, bus, van: if they '),
+    ('train/a/1.png Train/a/1.png val/a/1.png', 'but holds Train, train, val'),
+    ('photos/cat/1.png photos/dog/1.png', 'holds photos: did you mean .*/pho'),
+    ('old/train/cat/1.png old/val/cat/1.png', 'did you mean .*/old'),
+    ('cat/train/1.png cat/test/1.png dog/1.png', '/cat holds splits, which'),
+    ('train/1.png val/1.png', 'but holds none; .* left out: 2 in no class'),
+    ('train/a/1.png val/b/1.png c/1.png', 'no image of b for train: .*folder'),
     ('train/cat/1.png train/dog/1.png val/cat/1.png val/dog/.1.png',
      'no image of dog for val'),
     ('cat/1.png cat/2.png dog/1.png dog/2.png',
@@ -162,3 +169,63 @@ def test_other_refusals(photos, monkeypatch):
     monkeypatch.setenv('SLURM_NTASKS', '9')
     with pytest.raises(UserError, match='batch of 4 x 9: .*batch_size=2'):
         use_image_folder(cfg, str(photos))
+
+
+def test_what_is_left_out_is_said(photos, tmp_path):
+    shutil.copytree(photos, tmp_path, dirs_exist_ok=True)
+    (tmp_path / 'rings/list.csv').touch()
+    deep = np.full((9, 9), 3000, np.uint16)
+    Image.fromarray(deep).save(tmp_path / 'dots/deep.png')
+    notes = use_image_folder(narrow(), str(tmp_path))
+    assert [next(filter(note.count, ('1 .csv', BROKEN, '3000, becomes 11')))
+            for note in notes] == ['1 .csv', BROKEN, '3000, becomes 11']
+
+    for path in (tmp_path / 'dots').iterdir():
+        path.write_bytes(path.read_bytes()[:99])
+    with pytest.raises(UserError, match='no image of dots .*: .*cut short'):
+        use_image_folder(narrow(), str(tmp_path), check_images=True)
+    # A pipeline that reads such images is not interfered with.
+    cfg = narrow()
+    for name in ('train', 'val', 'test'):
+        cfg[f'{name}_dataloader'].dataset.pipeline[0].imdecode_backend = 'x'
+    assert len(use_image_folder(cfg, str(tmp_path), check_images=True)) == 1
+
+
+@pytest.mark.parametrize('counts, balanced', [
+    # The square root of the imbalance is left, in whole repetitions.
+    ((64, 16, 4), (64, 32, 16)), ((20, 19, 18), (20, 19, 18))])
+def test_balance(tmp_path, counts, balanced):
+    write_images(tmp_path, *(f'{part}/{name}/{i}.png' for part in (
+        'train', 'val') for name, n in zip('abc', counts) for i in range(n)))
+    cfg = narrow()
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=3, dataset=cfg.train_dataloader.dataset)
+    note, = use_image_folder(cfg, str(tmp_path), balance=True)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    labels = [dataset.get_data_info(i)['gt_label']
+              for i in range(len(dataset))]
+    assert tuple(map(labels.count, range(3))) == tuple(
+        3 * n for n in balanced)
+    assert f'become {min(balanced)} to {max(balanced)}' in note
+    assert len(datasets(cfg)[1]) == 1 + sum(counts)  # as they are
+
+
+def test_many_classes_are_printed_at_once(tmp_path):
+    """A list of 500 names takes mmengine seconds, of 5000 minutes."""
+    lines = []
+    for count in (101, 500):
+        for split in ('train', 'val'):
+            for i in range(count):
+                folder = tmp_path / split / f'kind {i}'
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / '1.png').write_bytes(b'x')
+        cfg = narrow()
+        cfg.train_dataloader.dataset.pipeline[0].imdecode_backend = 'pillow'
+        use_image_folder(cfg, str(tmp_path))
+        cfg.dump(tmp_path / 'copy.py')
+        lines.append(len((tmp_path / 'copy.py').read_text().splitlines()))
+        copy = Config.fromfile(tmp_path / 'copy.py')
+        dataset = DATASETS.build(copy.val_dataloader.dataset)
+        assert dataset.metainfo['classes'] == sorted(
+            f'kind {i}' for i in range(count))
+    assert lines[0] == lines[1]

@@ -1,10 +1,13 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import os
 import sys
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from photos import CLASSES, write_photos
 from PIL import Image
 from tiny import DIGITS, NARROW, ROOT
@@ -24,6 +27,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('predict')
     write_photos(folder / 'photos', per_class=3)
     (folder / 'empty').mkdir()
+    whole = (folder / 'photos/dots/dots_000.jpg').read_bytes()
+    (folder / 'cut.jpg').write_bytes(whole[:-99])
     for name, path in dict(grey=DIGITS, color=IN1K).items():
         cfg = Config.fromfile(path)
         cfg.model.backbone.arch = NARROW
@@ -115,7 +120,9 @@ def test_other_names(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize('change, message', [
     (dict(images='nowhere'), 'no image or folder nowhere'),
     (dict(images='empty'), r'no images in empty: names must end in \.jpg'),
-    (dict(images='photos/checks/broken.jpg'), r'cannot read .*broken\.jpg'),
+    (dict(images='photos/checks/broken.jpg'),
+     r'cannot read .*broken\.jpg: OpenCV cannot decode it$'),
+    (dict(images='cut.jpg'), r'cannot read the image cut\.jpg: cut short$'),
     (dict(model='vanilanet-6_8xb128_in1k'), 'you mean vanillanet-6_8xb128_in'),
     (dict(model='alone.py', checkpoint=None), 'no checkpoint of alone.py is'),
     (dict(model='no_model.py'), 'no_model.py has no model, which prediction'),
@@ -129,3 +136,71 @@ def test_refusals(folder, monkeypatch, change, message):
     args = dict(images='photos', model='color.py', checkpoint='color.pth')
     with pytest.raises(UserError, match=message):
         predict(**{**args, **change})
+
+
+def test_what_is_special_about_images_is_said(folder, tmp_path, capsys):
+    Image.fromarray(np.full((40, 40), 900, np.uint16)).save(
+        tmp_path / 'deep.png')
+    with open(os.fsencode(tmp_path) + b'/\xb9\xb7.png', 'wb') as file:
+        Image.new('RGB', (40, 40)).save(file, 'png')
+    (tmp_path / 'photo.heic').touch()
+    found = rows(predict(str(tmp_path), str(folder / 'color.py'), top=1))
+    # A name that is not UTF-8 can be printed.
+    assert [row[0] for row in found] == ['deep.png', '\\udcb9\\udcb7.png']
+    said = capsys.readouterr().err
+    assert 'largest value, 900, becomes 3' in said and '1 .heic' in said
+
+
+def test_names_are_drawn_in_a_font_that_has_them(folder, tmp_path, caplog):
+    """A font of boxes, which are white on the black of the text's frame."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    characters = [chr(i) for i in (*range(33, 127), 0x10920)]  # Lydian A
+
+    def write_font():
+        pen = TTGlyphPen(None)
+        pen.moveTo((0, 0))
+        for point in ((0, 900), (900, 900), (900, 0)):
+            pen.lineTo(point)
+        pen.closePath()
+        glyphs = dict.fromkeys(
+            (f'u{ord(x):05X}' for x in characters), pen.glyph())
+        font = FontBuilder(1000)
+        font.setupGlyphOrder(['.notdef', *glyphs])
+        font.setupCharacterMap(dict(zip(map(ord, characters), glyphs)))
+        font.setupGlyf({'.notdef': TTGlyphPen(None).glyph(), **glyphs})
+        font.setupHorizontalMetrics(
+            {x: (1000, 0) for x in ('.notdef', *glyphs)})
+        font.setupHorizontalHeader(ascent=900, descent=-100)
+        font.setupNameTable(dict(familyName='Boxes', styleName='Regular'))
+        font.setupOS2()
+        font.setupPost()
+        font.save(tmp_path / 'boxes.ttf')
+
+    # Of "$a$", matplotlib would make an italic a.
+    names = ['\U00010920', '$a$', 'b', 'c']
+    content = torch.load(folder / 'color.pth', weights_only=False)
+    content['meta']['dataset_meta']['classes'] = names
+    torch.save(content, tmp_path / 'x.pth')
+    Image.new('RGB', (300, 300)).save(tmp_path / 'black.png')
+
+    def drawn():
+        predict(str(tmp_path / 'black.png'), str(folder / 'color.py'),
+                str(tmp_path / 'x.pth'), out=str(tmp_path / 'out'))
+        return (np.asarray(Image.open(tmp_path / 'out/black.png')) > 200).sum()
+
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    try:
+        before = drawn()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert 'no font has \U00010920, ' in caplog.text
+    fonts = font_manager.fontManager.ttflist
+    write_font()
+    font_manager.fontManager.addfont(tmp_path / 'boxes.ttf')
+    try:
+        assert drawn() > 2 * before
+    finally:
+        fonts.pop()
+    assert drawn() == before

@@ -13,6 +13,7 @@ from mmengine.model import (
     MMDistributedDataParallel,
     MMFullyShardedDataParallel,
 )
+from mmengine.optim import OptimWrapper
 from tiny import assert_same_weights, build, lams, read, tiny_cfg, train
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -59,6 +60,12 @@ def cosine(progress):
      [cosine(e / 2) for e in (0, 1, 2, 2) for _ in range(4)]),
     (True, dict(decay_epochs=3, per_iter=True),
      [min(i / 12, 1) for i in range(16)]),
+    # A share of the run.
+    (True, dict(decay_epochs=0.5),
+     [e / 2 for e in (0, 1, 2, 2) for _ in range(4)]),
+    (True, dict(decay_epochs=0.2), [min(i / 3.2, 1) for i in range(16)]),
+    (False, dict(decay_epochs=0.5),
+     [e / 2 for e in (0, 1, 2, 2) for _ in range(4)]),
     (False, dict(decay_epochs=3),
      [e / 3 for e in (0, 1, 2, 3) for _ in range(4)]),
     (False, dict(decay_iters=10, schedule='cosine'),
@@ -169,6 +176,43 @@ def test_a_teacher_keeps_its_lambda(tmp_path):
              runner.model.state_dict().items() if key.endswith('.lam')}
     assert {v for k, v in state.items() if k.startswith('teacher')} == {1}
     assert {v for k, v in state.items() if k.startswith('student')} == {1 / 3}
+
+
+class Pupil(Distiller):
+    """With a teacher in training mode, whose parameters get gradients."""
+
+    train = BaseModel.train
+
+
+@pytest.mark.parametrize('frozen_by_rate', [False, True])
+def test_what_the_optimizer_does_not_train(tmp_path, frozen_by_rate):
+    runner = build(tiny_cfg(tmp_path, epochs=2))
+    runner.model = model = Pupil(build_model(runner.cfg))
+    groups = [dict(params=model.student.parameters(), lr=1e-3),
+              dict(params=model.teacher.parameters(), lr=0.0)]
+    runner.optim_wrapper = OptimWrapper(
+        torch.optim.SGD(groups[:1 + frozen_by_rate]))
+    runner.train()
+    assert lams(model.teacher.state_dict()) == {1}
+    assert lams(model.student.state_dict()) == {1 / 3}
+
+
+def test_two_hooks_are_refused(tmp_path):
+    cfg = tiny_cfg(tmp_path)
+    cfg.custom_hooks *= 2
+    with pytest.raises(UserError, match='more than one DeepTrainingHook'):
+        train(cfg)
+
+
+def test_resuming_with_a_longer_decay(tmp_path, capfd):
+    """Lambda waits for the schedule to come by."""
+    train(tiny_cfg(tmp_path, epochs=2, decay_epochs=2))
+    cfg = tiny_cfg(tmp_path, epochs=6, decay_epochs=5)
+    cfg.resume, cfg.load_from = True, str(tmp_path / 'epoch_2.pth')
+    capfd.readouterr()
+    assert record(cfg)[::4] == [0.5, 0.6, 0.8, 1]
+    assert 'Lambda stays 0.5, as in the checkpoint' in ''.join(
+        capfd.readouterr())
 
 
 def test_everything_frozen_says_so(tmp_path, capfd):

@@ -27,11 +27,13 @@ class DeepTrainingHook(Hook):
     e / E, or ``0.5 (1 - cos(pi e / E))``; from epoch E on it is 1 and the
     network can be merged. It is the same on every rank, in the copies of
     ``EMAHook`` and in the log. Pairs that are not trained keep theirs: those
-    with frozen parameters only, or in eval mode, as in a teacher. In a loop
-    of iterations an epoch is one pass of all ranks over the data.
+    of which the optimizer has no parameter, or in eval mode, as in a teacher.
+    In a loop of iterations an epoch is one pass of all ranks over the data.
+    In a resumed run lambda does not go back.
 
     Args:
-        decay_epochs (int, optional): The length E of the decay, in epochs.
+        decay_epochs (int | float, optional): The length E of the decay, in
+            epochs; below 1, the share of the run, whose length it follows.
         decay_iters (int, optional): The length in iterations instead, as
             ``max_iters`` counts them. Lambda then changes with each.
         schedule (str): 'linear' or 'cosine'. Defaults to 'linear'.
@@ -43,7 +45,7 @@ class DeepTrainingHook(Hook):
             pair, or ``decay_epochs`` needs a length that the data lack.
     """
 
-    def __init__(self, decay_epochs: int | None = None,
+    def __init__(self, decay_epochs: float | None = None,
                  decay_iters: int | None = None, schedule: str = 'linear',
                  per_iter: bool = False) -> None:
         lengths = [n for n in (decay_epochs, decay_iters) if n is not None]
@@ -57,36 +59,51 @@ class DeepTrainingHook(Hook):
         self.decay_epochs, self.decay_iters = decay_epochs, decay_iters
         self.schedule = schedule
         self.per_iter = per_iter or decay_iters is not None
+        self.least = 0.0
 
     def before_train(self, runner) -> None:
         """Find the pairs; warn where lambda will not reach 1."""
-        model = unwrap_model(runner.model)
-        found = find_activations(model)
         # mmpretrain's vis_scheduler runs hooks without the config's model.
-        if not found and runner.cfg.get('model'):
+        model, cfg = unwrap_model(runner.model), runner.cfg
+        found = find_activations(model)
+        if not found and cfg.get('model'):
             raise UserError(
                 'the model has no DeepTrainingActivation, as in fine-tune or '
                 'deploy form: remove DeepTrainingHook from custom_hooks')
+        if sum(isinstance(x, DeepTrainingHook) for x in runner.hooks) > 1:
+            raise UserError('custom_hooks has more than one DeepTrainingHook, '
+                            'each of which would set lambda')
         copies = [find_activations(hook.ema_model).values()
                   for hook in runner.hooks if hasattr(hook, 'ema_model')]
-        # Each with its copies, unless its layer is frozen.
+        # Each with its copies.
+        trained = trained_activations(runner)
         self.activations = [
             acts for name, acts in zip(found, zip(found.values(), *copies))
-            if {p.requires_grad for p in model.get_submodule(
-                name.rpartition('.')[0]).parameters()} != {False}]
-        if not self.activations:
+            if name in trained]
+        if not trained:
             runner.logger.warning('DeepTrainingHook does nothing: the model '
                                   'has no pair, or every pair is frozen.')
         self.by_epoch = hasattr(runner.train_loop, 'run_epoch')
+        if self.decay_epochs and self.decay_epochs < 1:
+            self.decay_epochs *= runner.max_epochs if self.by_epoch else (
+                runner.max_iters / _epoch_length(runner))
+            self.per_iter |= self.decay_epochs < 1
         counts = self.decay_epochs and (self.per_iter or not self.by_epoch)
         self.epoch_length = _epoch_length(runner) if counts else None
-        cfg = runner.cfg
-        if cfg.get('load_from') and not cfg.get('resume') and self.activations:
+        loaded = next((acts[0].lam for acts in self.activations), 0)
+        lam = self._lam_at(runner.iter, runner.epoch)
+        if runner.iter:  # it is resumed
+            self.least = loaded
+            if loaded > lam:
+                runner.logger.warning(
+                    f'Lambda stays {loaded:g}, as in the checkpoint, until '
+                    f'the schedule of the config, now at {lam:g}, is there.')
+        elif trained and (
+                cfg.get('load_from') or 'Pretrained' in str(cfg.get('model'))):
             runner.logger.warning(
-                'Deep training starts anew: lambda goes from '
-                f'{self.activations[0][0].lam:g}, as loaded, to '
-                f'{self._lam_at(runner.iter, runner.epoch):g}. Remove '
-                'DeepTrainingHook from the config to train on without it.')
+                f'Deep training starts anew: lambda goes from {loaded:g}, as '
+                f'loaded, to {lam:g}. Remove DeepTrainingHook from the config '
+                'to train on without it.')
         last = self._lam_at(runner.max_iters - 1, runner.max_epochs - 1)
         if last < 1:
             runner.logger.warning(
@@ -113,8 +130,25 @@ class DeepTrainingHook(Hook):
             self.decay_iters or self.decay_epochs * self.epoch_length
         ) if self.per_iter else epoch / self.decay_epochs)
         if progress < 1 and self.schedule == 'cosine':
-            return 0.5 * (1 - math.cos(math.pi * progress))
-        return progress
+            progress = 0.5 * (1 - math.cos(math.pi * progress))
+        return max(progress, self.least)
+
+
+def trained_activations(runner) -> dict[str, nn.Module]:
+    """The activations of pairs of which the optimizer trains a parameter."""
+    model = unwrap_model(runner.model)
+    found, groups = find_activations(model), runner.optim_wrapper.param_groups
+    if isinstance(groups, dict):  # of several optimizers
+        groups = chain(*groups.values())
+    trained = {id(p) for group in groups for p in group['params']
+               if group.get('initial_lr', group['lr'])}
+    parameters = {*map(id, model.parameters())}
+    # An optimizer may hold copies of all, as DeepSpeed's.
+    trained = trained & parameters or parameters
+    layers = {name: [*model.get_submodule(
+        name.rpartition('.')[0]).parameters()] for name in found}
+    return {name: found[name] for name, own in layers.items() if not own
+            or any(p.requires_grad and id(p) in trained for p in own)}
 
 
 def _epoch_length(runner) -> int:

@@ -46,6 +46,13 @@ class AtomicCheckpointHook(CheckpointHook):
                 resumed).resolve().parent != Path(self.out_dir).resolve():
             self.keep_ckpt_ids.clear()
 
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Leave out OneCycleLR's function, which cannot be read safely."""
+        states = checkpoint.get('param_schedulers') or []
+        for state in sum(states.values(), []) if isinstance(
+                states, dict) else states:
+            state.pop('anneal_func', None)
+
     def after_train_epoch(self, runner) -> None:
         """Save a checkpoint and remove those that it replaces."""
         super().after_train_epoch(runner)

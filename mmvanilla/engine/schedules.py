@@ -1,0 +1,172 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Compare the schedules of a run with its length and its checkpoint."""
+import math
+import warnings
+from collections.abc import Iterator
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import PARAM_SCHEDULERS
+
+from ..utils.configs import type_name
+from ..utils.errors import UserError
+from .hooks.deep_training_hook import DeepTrainingHook, trained_activations
+
+# What schedulers count in epochs or iterations.
+TIMES = ('begin', 'end', 'T_max', 'milestones', 'step_size', 'periods',
+         'total_steps')
+SETTINGS = ('lr', 'weight_decay', 'momentum', 'betas', 'eps')
+# What the states of schedulers and optimizers hold beside a config's values.
+OTHERS = {'last_step', '_global_step', '_last_value', 'verbose', 'best',
+          'num_bad_epochs', 'cooldown_counter', 'anneal_func', 'params'}
+
+
+def check_schedules(runner) -> None:
+    """Prepare a runner's schedules; call it right before ``runner.train()``.
+
+    A hook does most. When a run is resumed, the schedule and the settings of
+    the optimizer become those of the config, at the checkpoint's epoch. Before
+    the first epoch, what does not fit the length of the run is a warning.
+    """
+    runner.register_hook(_ScheduleHook())
+    for cfg in _flat(runner.param_schedulers):
+        _length(runner, cfg)
+
+
+def _length(runner, cfg: dict) -> int:
+    """Length of the run in a scheduler's unit, which is its default end."""
+    by_epoch = cfg.get('by_epoch', True)
+    length = runner.max_epochs if by_epoch else runner.max_iters
+    # mmengine refuses an end before the begin, as in a run that is too short.
+    cfg.setdefault('end', max(length, cfg.get('begin', 0) + 1))
+    return length
+
+
+def _flat(items) -> list:
+    """A list: of one, of a list, or of a dict of them by optimizer."""
+    if isinstance(items, dict) and not {'type', 'params'} & items.keys():
+        return sum(map(_flat, items.values()), [])
+    return [items] if isinstance(items, dict) else list(items or ())
+
+
+def _walk(schedulers: list, steps: int, length: float) -> Iterator[None]:
+    """Step schedulers as a loop does, whose epochs have that length."""
+    ordered = sorted(schedulers, key=lambda x: x.by_epoch)
+    for i in range(1, steps + 1):
+        yield
+        for scheduler in ordered:
+            if not scheduler.by_epoch or i % length == 0:
+                scheduler.step()
+
+
+class _ScheduleHook(Hook):
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Let schedule and settings of the config count in a resumed run."""
+        if not runner.cfg.get('resume') or 'optimizer' not in checkpoint:
+            return
+        meta, states = checkpoint['meta'], checkpoint['optimizer']
+        done, length = meta['iter'], math.inf
+        if hasattr(runner.train_loop, 'run_epoch'):
+            length = len(runner.train_dataloader)
+            meta['iter'] = meta['epoch'] * length
+        groups, schedulers, old = map(_flat, (
+            runner.optim_wrapper.param_groups, runner.param_schedulers,
+            checkpoint.get('param_schedulers')))
+        saved = [group for x in (
+            [states] if 'state' in states else states.values()) for group in (
+                *x['param_groups'], *_flat(x.get('base_param_settings')))]
+        skip = OTHERS | {x.param_name for x in schedulers}
+        now, then = (
+            [{k: x[k] for k in x if k not in skip} for x in items] for items
+            in ([*(x.state_dict() for x in schedulers), *groups],
+                [*old, *saved]))
+        if meta['iter'] == done and now == then:
+            return
+        with warnings.catch_warnings():  # that the optimizer made no step
+            warnings.simplefilter('ignore')
+            [*_walk(schedulers, meta['iter'], length)]
+        runner.logger.warning(
+            'Since the checkpoint, the schedule, settings of the optimizer, '
+            'the batch size or the data have changed (or it was saved within '
+            'an epoch). The config counts: the run goes on with iteration '
+            f'{meta["iter"] + 1} and a learning rate of '
+            f'{groups[-1]["lr"]:.4g} instead of {saved[-1]["lr"]:.4g}.')
+        checkpoint.pop('param_schedulers', None)
+        for group, other in zip(groups, saved):
+            other.update(
+                {k: group[k] for k in group if k.endswith(SETTINGS)})
+
+    def before_train(self, runner) -> None:
+        """Warn where lambda or the schedule does not fit the run."""
+        lams = [x.lam for x in trained_activations(runner).values()]
+        if lams and not any(
+                isinstance(x, DeepTrainingHook) for x in runner.hooks):
+            runner.logger.warning(
+                'The network is in train form, and there is no '
+                f'DeepTrainingHook: lambda stays {min(lams):g}, ' + (
+                    'and the network cannot be merged.' if min(lams) < 1 else
+                    'as in fine-tune form (deep_training=False), which has '
+                    'the same outputs and trains in less time.'))
+        given = runner.cfg.get('param_scheduler')
+        several = isinstance(given, dict) and 'type' not in given
+        base = max(x.get('initial_lr', x['lr'])
+                   for x in _flat(runner.optim_wrapper.param_groups))
+        for own in given.values() if several else [given]:
+            cfgs = [x for x in _flat(own) if 'LR' in type_name(x)]
+            problem = cfgs and _problem(runner, cfgs, base)
+            if problem:
+                times = [f'{type_name(x)}.{k}={x[k]}' for x in cfgs
+                         for k in TIMES[1:] if x.get(k)]
+                runner.logger.warning(
+                    f'The learning rate {problem} ({", ".join(times)}). '
+                    'Without end and T_max, schedulers follow max_epochs or '
+                    'max_iters of train_cfg.')
+
+
+def _problem(runner, cfgs: list[dict], base: float) -> str | None:
+    """What is wrong with the learning rate, simulated over the run."""
+    by_epoch = hasattr(runner.train_loop, 'run_epoch')
+    epochs = runner.max_epochs if by_epoch else 1
+    length = runner.max_iters // epochs
+    samples = min(length, max(4, 2000 // epochs))  # of an epoch
+    optimizer = torch.optim.SGD([torch.zeros(1)], base)
+    defaults = dict(optimizer=optimizer, epoch_length=max(
+        1, len(runner.train_dataloader) * samples // length))
+    schedulers, longer = [], False
+    for cfg in map(dict, cfgs):
+        total = _length(runner, cfg)
+        times = {k: torch.tensor(cfg[k]) for k in TIMES if cfg.get(k)}
+        longer |= 'factor' not in cfg and any(
+            x.max() > total for x in times.values())
+        if not cfg.get('by_epoch', True):
+            cfg.update({k: (x * samples / length).ceil().int().tolist()
+                        for k, x in times.items()})
+            cfg['end'] = max(cfg['end'], cfg.get('begin', 0) + 2)
+        schedulers.append(PARAM_SCHEDULERS.build(cfg, default_args=defaults))
+    optimizer.step()  # which schedulers warn of, if it comes after theirs
+    try:
+        rates = torch.tensor([
+            optimizer.param_groups[0]['lr']
+            for _ in _walk(schedulers, epochs * samples, samples)
+        ], dtype=torch.float64)
+    except ValueError as e:
+        raise UserError('param_scheduler: its total_steps are fewer than '
+                        'those of the run') from e
+    peak, last = rates.max().item(), rates[-1].item()
+    falling = rates[(rates >= 0.99 * peak).nonzero()[0]:]
+    rise = (falling - falling.cummin(0).values).max().item()
+    low = rates <= max(last, peak / 1000) * 1.001
+    flat = low.flip(0).cumprod(0).double().mean().item()
+    names = str([type_name(x) for x in cfgs])
+    small, long = (0.05, 0.4) if 'Step' in names else (0.5, 0.15)
+    if rise > 0.05 * peak and 'Restart' not in names:
+        return 'falls and rises again'
+    if last < small * peak and flat > max(long, by_epoch * 1.5 / epochs):
+        return f'is only {last:.2g} for the last {flat:.0%} of the run'
+    if longer and last > peak / 10:
+        return (f'is {last:.2g}, {last / max(peak, base):.0%} of its maximum, '
+                'when the run ends')
+    if peak < base / 2:
+        return f'does not rise above {peak:.2g}, of {base:g}'
+    return None

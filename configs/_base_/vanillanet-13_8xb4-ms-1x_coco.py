@@ -50,8 +50,7 @@ param_scheduler = [
         type='MultiStepLR',
         by_epoch=True,
         begin=0,
-        end=12,
-        milestones=[10, 11],
+        milestones=[10, 11],  # of 12: set them with train_cfg.max_epochs
         gamma=0.1)
 ]
 auto_scale_lr = dict(base_batch_size=32)

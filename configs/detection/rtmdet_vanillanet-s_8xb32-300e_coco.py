@@ -25,9 +25,19 @@ sync_bn = 'torch'
 # Checkpoints are whole after a kill. The cached mosaic and mixup of a resumed
 # run start empty.
 default_hooks = dict(checkpoint=dict(type='mmpretrain.AtomicCheckpointHook'))
+# Over the whole run, and not over its second half: so it follows max_epochs,
+# for which the switch_epoch below is to be set too.
+param_scheduler = [
+    dict(
+        type='LinearLR', start_factor=1e-5, by_epoch=False, begin=0, end=1000),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min_ratio=0.05,
+        convert_to_iter_based=True)
+]
 custom_hooks = [
     # Lambda is 1 after a third of the epochs.
-    dict(type='mmpretrain.DeepTrainingHook', decay_epochs=100),
+    dict(type='mmpretrain.DeepTrainingHook', decay_epochs=1 / 3),
     dict(
         type='EMAHook',
         ema_type='ExpMomentumEMA',

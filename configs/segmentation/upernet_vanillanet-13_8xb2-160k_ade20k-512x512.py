@@ -142,8 +142,7 @@ param_scheduler = [
         power=1.0,
         eta_min=0.0,
         by_epoch=False,
-        begin=1500,
-        end=160000)
+        begin=1500)
 ]
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)

@@ -23,12 +23,11 @@ test_cfg = dict()
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0, bias_decay_mult=0))
-param_scheduler = dict(
-    type='CosineAnnealingLR', T_max=30, convert_to_iter_based=True)
+param_scheduler = dict(type='CosineAnnealingLR', convert_to_iter_based=True)
 auto_scale_lr = dict(base_batch_size=64)
 
 custom_hooks = [
-    dict(type='DeepTrainingHook', decay_epochs=15),
+    dict(type='DeepTrainingHook', decay_epochs=0.5),  # of the run
     dict(type='ReparameterizeHook', checkpoint='last'),
 ]
 default_hooks = dict(

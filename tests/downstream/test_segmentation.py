@@ -45,8 +45,9 @@ def test_setup():
     assert cfg.model.decode_head.in_channels == [512, 1024, 2048, 4096]
     assert cfg.model.auxiliary_head.in_channels == 2048
     assert cfg.optim_wrapper.optimizer.type == 'AdamW'
-    assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == 160000
-    assert cfg.param_scheduler[-1].type == 'PolyLR'
+    assert cfg.train_cfg.max_iters == 160000
+    assert cfg.param_scheduler[-1] == dict(  # it ends with the run
+        type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500)
 
 
 def test_learns_and_merges(runs):

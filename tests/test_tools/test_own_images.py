@@ -24,7 +24,6 @@ def test_own_images(tmp_path, monkeypatch, capfd):
     cfg.optim_wrapper.optimizer.lr = 4e-3
     cfg.train_cfg.update(max_epochs=12, val_interval=4)
     cfg.default_hooks.checkpoint.interval = 4
-    cfg.param_scheduler[1].update(T_max=11, end=12)
     cfg.randomness = dict(seed=0)
     cfg.train_dataloader.dataset.pipeline[1].scale = 48
     for name in ('train', 'val', 'test'):

@@ -7,6 +7,7 @@ optim_wrapper = dict(
     # Biases and the parameters of norms are all that is one-dimensional.
     paramwise_cfg=dict(flat_decay_mult=0.0))
 
+# The cosine ends with the run, whatever max_epochs is.
 param_scheduler = [
     dict(
         type='LinearLR',
@@ -14,12 +15,7 @@ param_scheduler = [
         begin=0,
         end=1,
         convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=29,
-        begin=1,
-        end=30,
-        convert_to_iter_based=True)
+    dict(type='CosineAnnealingLR', convert_to_iter_based=True)
 ]
 
 train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)

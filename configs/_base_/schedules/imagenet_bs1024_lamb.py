@@ -10,6 +10,8 @@ optim_wrapper = dict(
     # Biases and the parameters of norms are all that is one-dimensional.
     paramwise_cfg=dict(flat_decay_mult=0.0))
 
+# The cosine ends with the run, whatever max_epochs is, and lambda is 1 after
+# a third of it.
 param_scheduler = [
     dict(
         type='LinearLR',
@@ -20,9 +22,7 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-6,
-        T_max=295,
         begin=5,
-        end=300,
         convert_to_iter_based=True)
 ]
 
@@ -31,7 +31,7 @@ val_cfg = dict()
 test_cfg = dict()
 
 custom_hooks = [
-    dict(type='DeepTrainingHook', decay_epochs=100),
+    dict(type='DeepTrainingHook', decay_epochs=1 / 3),
     # A decay of 0.99996, batch norm statistics included; the accuracy that
     # picks the best checkpoint is that of the averaged weights.
     dict(

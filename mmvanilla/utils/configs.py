@@ -25,10 +25,8 @@ from .terminal import some
 TOOLBOXES = ('mmpretrain', 'mmdet', 'mmseg')
 # Numbers that mmengine would not refuse before the first epoch.
 LEAST = {
-    'default_hooks.checkpoint.interval': -1,
-    'default_hooks.logger.interval': 1, 'optim_wrapper.optimizer.lr': 0,
-    'train_cfg.max_epochs': 1, 'train_cfg.max_iters': 1,
-    'train_cfg.val_interval': 1
+    'optim_wrapper.optimizer.lr': 0, 'train_cfg.max_epochs': 1,
+    'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1
 } | {f'{split}_dataloader.{name}': least for split in ('train', 'val', 'test')
      for name, least in (('batch_size', 1), ('num_workers', 0))}
 
@@ -37,8 +35,8 @@ def read_config(path: str, cfg_options: dict | None = None,
                 allow_new_keys: bool = False) -> Config:
     """Read a config of any OpenMMLab toolbox, if that is installed.
 
-    ``cfg_options`` are values by dotted keys, whose first keys must be known
-    unless ``allow_new_keys``.
+    ``cfg_options`` are values by dotted keys, which must be known unless
+    ``allow_new_keys``.
     """
     if not osp.isfile(path):
         raise UserError(f'no config at {path}')
@@ -56,6 +54,10 @@ def read_config(path: str, cfg_options: dict | None = None,
     if scope in TOOLBOXES[1:]:
         require(scope)
     apply_cfg_options(cfg, cfg_options or {}, allow_new_keys)
+    near = nearest(scope_name(cfg), TOOLBOXES, 0.9)
+    if near not in ('', scope_name(cfg)):  # mmengine would go on without it
+        raise UserError(f'{path}: default_scope is {scope_name(cfg)}; did you '
+                        f'mean {near}?')
     for key, least in LEAST.items():
         value = cfg
         for name in key.split('.'):

@@ -126,6 +126,8 @@ def test_what_is_set(config, options, key, expected):
     (DIGITS, 'model.head.in_channels=many', "takes a number, but got 'many'"),
     (DIGITS, 'load_from=[a.pth]', 'load_from takes text'),
     (DIGITS, 'train_cfg.max_epochs=0', 'a whole number of at least 1, but '),
+    (DIGITS, 'default_scope=mmpretrian', 'did you mean mmpretrain?'),
+    (DIGITS, 'default_hooks.checkpoint.interval=often', 'takes a number'),
     (DIGITS, 'train_cfg.val_interval=0', 'val_interval must be'),
     (DIGITS, 'test_dataloader.batch_size=1.5', 'batch_size must be a whole'),
     (DIGITS, 'optim_wrapper.optimizer.lr=-0.1', 'lr must be a number of'),

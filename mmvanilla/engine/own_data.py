@@ -88,6 +88,10 @@ def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     if balance:
         notes.append(_balance(cfg, counts['train']))
     set_num_classes(cfg, number)
+    for node in (cfg, cfg.model) if image_channels(cfg) == 1 else ():
+        found = node.get('data_preprocessor') or {}
+        for key in {'mean', 'std'} & {*found}:  # of grey images
+            found[key] = [sum(found[key]) / len(found[key])]
     imports = (cfg.get('custom_imports') or {}).get('imports', [])
     if 'mmvanilla' not in imports:
         cfg.custom_imports = dict(
@@ -143,12 +147,13 @@ def _read_splits(root: Path, evaluates: bool) -> tuple[dict, list[str]]:
     found, others = image_folder.find_splits(root), Counter()
     wanted = ['val'] if evaluates else ['train', 'val']
     if found and any(len(found.get(x, ())) != 1 for x in wanted):
-        train = found.get('train', ('--', ))[0]
-        hint = f'to hold out a fifth, use {root / train}; ' * (train != '--')
+        hints = [f'to hold out a fifth of {root / x}, give that; '
+                 for x in found.get('train', ())[:1]]
         raise UserError(
             f'--data: {root} must hold both train and val, or neither, but '
-            f'holds {some(image_folder.find_folders(root), 6)}: {hint}if they '
-            'are classes, move them into folders train and val')
+            f'holds {some(image_folder.find_folders(root), 6)}: '
+            f'{"".join(hints)}if they are classes, move them into folders '
+            'train and val')
     splits = image_folder.read_splits(root, others=others)
     for name, images in {} if found else splits['train'].items():
         inside = {x.split('/')[1] for x in images + splits['val'][name]
@@ -192,8 +197,8 @@ def _balance(cfg: Config, counts: list[int]) -> str:
         return [n * math.ceil(max(1, threshold / n)**0.5) for n in counts]
 
     # The wrapper rounds up: of two classes of 100 and 99 images, a threshold
-    # of 100 would double one.
-    sizes = sorted({*counts})
+    # of 100 would double one. No quotient is to be a whole number.
+    sizes = [x - 0.5 for x in sorted({*counts})]
     threshold = min(sizes[::-(-len(sizes) // 100)], key=lambda x: (
         max(repeated(x)) / min(repeated(x))))
     dataset = unwrap_dataset(cfg.train_dataloader.dataset)

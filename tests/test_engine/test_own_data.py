@@ -78,6 +78,14 @@ def test_a_grey_network_reads_grey_images(photos):
     sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
     assert sample['inputs'].shape == (1, 32, 32)
 
+    cfg = narrow()
+    cfg.model.backbone.in_channels = 1
+    use_image_folder(cfg, str(photos))
+    loader = Runner.build_dataloader(cfg.val_dataloader)
+    data = build_model(cfg).data_preprocessor(next(iter(loader)))
+    assert data['inputs'].shape == (4, 1, 224, 224)
+    assert data['inputs'].abs().max() < 3  # about normal
+
 
 def test_wrappers_are_kept(photos):
     cfg = narrow()
@@ -137,7 +145,7 @@ def test_which_folders_are_classes(tmp_path, classes, topk):
     ('cat/1.png cat/2.png dog/.1.png emu/1.heic ', 'no image of dog, emu for '
      'train: each class needs one for train and one for val, .* ends in .jpg'),
     ('TRAIN/a/1.png Testing/a/1.png', 'both train and val, or neither, but '
-     'holds TRAIN, Testing: to hold out a fifth, use .*TRAIN; if they are'),
+     'holds TRAIN, Testing: to hold out a fifth of .*TRAIN, give that; if'),
     ('bus/1.png Test/a/1.png van/1.png', 'but holds Test, bus, van: if they '),
     ('train/a/1.png Train/a/1.png val/a/1.png', 'but holds Train, train, val'),
     ('photos/cat/1.png photos/dog/1.png', 'holds photos: did you mean .*/pho'),

@@ -46,6 +46,11 @@ def test_own_images(tmp_path, monkeypatch, capfd):
     assert ('1 of 101 images are unreadable and are left out: '
             'checks/broken.jpg') in log
     assert 'classes   4: checks, dots, rings, stripes' in log
+    file, = Path('work_dirs/narrow').glob('*/*.log')
+    assert '1 of 101 images are unreadable' in file.read_text()
+    assert '--balance is for the images of --data' in refused(
+        monkeypatch, capfd, 'train.py', 'narrow.py', '--balance',
+        cwd=tmp_path)
 
     # The second command is what the first one says is next.
     command = re.search(r'next +(mmvanilla-predict .*)', log)[1].split()

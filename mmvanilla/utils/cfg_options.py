@@ -132,6 +132,9 @@ def apply_cfg_options(cfg: Config, options: dict,
                 allow_new_keys or isinstance(parent, dict) and 'str' in
                 arguments(parent.get('type')).get(name, '')):
             wanted = 'a number', dict | float | int | list | tuple | None
+        elif type(node) is bool and str(value).lower() in (
+                'yes', 'no', 'on', 'off'):  # all of which are true
+            wanted = 'True or False', bool
         if wanted and not isinstance(value, wanted[1]):
             raise UserError(f'{option} takes {wanted[0]}, but got {value!r}')
         parent[name] = ConfigDict(x=value).x

@@ -124,6 +124,7 @@ def test_what_is_set(config, options, key, expected):
     (DIGITS, 'val_dataloader=3', "val_dataloader takes settings, but got 3"),
     (DIGITS, 'model.backbone=resnet', "takes settings, but got 'resnet'"),
     (DIGITS, 'model.head.in_channels=many', "takes a number, but got 'many'"),
+    (DIGITS, 'default_hooks.visualization.enable=Off', 'takes True or False'),
     (DIGITS, 'load_from=[a.pth]', 'load_from takes text'),
     (DIGITS, 'train_cfg.max_epochs=0', 'a whole number of at least 1, but '),
     (DIGITS, 'default_scope=mmpretrian', 'did you mean mmpretrain?'),

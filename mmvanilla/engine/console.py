@@ -78,8 +78,10 @@ class ConsoleHook(Hook):
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Keep the first metric, for the progress bar."""
-        if metrics:
-            self.metric = '  {} {:.4g}'.format(*next(iter(metrics.items())))
+        numbers = [(name, value) for name, value in (metrics or {}).items()
+                   if isinstance(value, int | float)]
+        if numbers:
+            self.metric = '  {} {:.4g}'.format(*numbers[0])
 
     def after_train(self, runner) -> None:
         """Draw the curves and log the summary."""

@@ -34,10 +34,40 @@ KNOWN_ERRORS = {
     'drop_last=True, or a batch_size that leaves no single image at the end',
     'prefetch_factor option could only be specified in multiprocessing':
     'a data loader has a prefetch_factor, which needs workers',
+    'stack expects each tensor to be equal size':
+    'images of different sizes cannot be a batch: let the last transforms of '
+    'the pipeline resize or crop them to one',
+    r'Given groups=.* expected input\[\d+, (\d+),.* to have (\d+) channels.*':
+    r'the network takes \2 channels, but images have \1 after the pipeline '
+    'and the data_preprocessor: change in_channels of the backbone, mean and '
+    'std, or how images are loaded (color_type)',
+    '.*Output size is too small': 'they are smaller than the total stride of '
+    'the network, whose last feature map would be empty',
+    r'Target (\d+) is out of bounds.*':
+    r'the label \1 is not below num_classes of the head',
+    'CUDA error: device-side assert triggered':
+    'an index is too large, as a label that is not below num_classes',
+    '(class .*: )?need at least one array to concatenate':
+    'a data set has no sample, or none is left after its filter_cfg',
+    'loaded state dict': 'cannot resume with another network or optimizer '
+    'than that of the checkpoint: its state',
     'failed to load image': 'cannot read an image',
+    r'(\S+) is not in the pretrained model':
+    r'no key in the checkpoint of an init_cfg begins with its prefix \1',
     'OpenCV.*!buf.empty.*': 'cannot read an image, since its file is empty: '
     '"find FOLDER -size 0" lists such files',
 }
+
+
+def explain(error: Exception) -> str | None:
+    """A sentence on an error that a user can correct; None for others."""
+    # One from a worker of a data loader holds its traceback.
+    text = re.split(r'\n[\w.]+: ', str(error).strip())[-1]
+    for theirs, ours in KNOWN_ERRORS.items():
+        if re.match(theirs, text):
+            return re.sub(theirs, ours, text)
+    return text if 'DataLoader worker' in str(error) and isinstance(
+        error, OSError | UserError) else build_error(error)
 
 
 def read_run_config(
@@ -112,15 +142,7 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
         raise UserError('interrupted; the same command with --resume goes on '
                         'from the last checkpoint, if there is one') from None
     except Exception as e:
-        # One from a worker of a data loader holds its traceback.
-        text = re.split(r'\n[\w.]+: ', str(e).strip())[-1]
-        for theirs, ours in KNOWN_ERRORS.items():
-            if re.match(theirs, text):
-                raise UserError(re.sub(theirs, ours, text)) from e
-        if 'DataLoader worker' in str(e) and isinstance(
-                e, OSError | UserError):
-            raise UserError(text) from e
-        problem = build_error(e)
+        problem = explain(e)
         if problem:
             raise UserError(problem) from e
         raise

@@ -3,12 +3,10 @@
 import copy
 import os
 import os.path as osp
-import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import mmengine
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
@@ -16,15 +14,18 @@ from mmengine.evaluator import DumpResults
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..checkpoints import load_checkpoint, load_weights, safe_reading
+from ..checkpoints import load_weights
 from ..utils import configs
 from ..utils.configs import check_parts, scope_name, type_name
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_beside
+from .checks import check_run
 from .fonts import font_for
 from .hooks.deep_training_hook import unwrap_model
 from .launch import read_run_config, running, set_loader_defaults
 from .own_data import WORLD_SIZE, use_image_folder
+from .resume import ResumeHook, check_resumable, find_checkpoint
+from .schedules import check_schedules
 
 
 def train(config: str, resume: str | None = None, amp: bool = False,
@@ -63,9 +64,13 @@ def train(config: str, resume: str | None = None, amp: bool = False,
     elif cfg.get('resume') and '://' not in cfg.load_from:
         check_resumable(cfg.load_from)
     notes += _scale_lr(cfg, auto_scale_lr)
+    notes += _save_by_iterations(cfg)
     with running(cfg, log) as (runner, _):
         for note in notes:
             runner.logger.warning(note)
+        check_run(runner)
+        runner.register_hook(ResumeHook())
+        check_schedules(runner)
         runner.train()
     return runner
 
@@ -144,41 +149,23 @@ def test(config: str, checkpoint: str, deploy: bool = False,
     return metrics
 
 
-def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
-    """The last checkpoint that can be resumed, and why later ones cannot."""
-    numbers = {path: int(path.stem.rpartition('_')[2])
-               for path in Path(work_dir).glob('*.pth')
-               if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
-    saved, reasons = {}, []
-    for path in sorted(numbers, key=numbers.get, reverse=True):
-        # Numbers mislead after an earlier run, times of files in a copy.
-        try:
-            with safe_reading(str(path)):
-                meta = torch.load(path, 'cpu', mmap=True)['meta']
-            saved[path] = str(meta.get('time')), numbers[path]
-        except Exception as e:
-            text = str(e)
-            reasons.append(text if str(path) in text else f'{path}: {text}')
-    for path in sorted(saved, key=saved.get, reverse=True):
-        try:
-            check_resumable(str(path))
-            return str(path), reasons
-        except UserError as e:
-            reasons.append(str(e))
-    raise UserError('; '.join([
-        f'nothing to resume in {work_dir}: it holds no checkpoint epoch_N.pth '
-        'or iter_N.pth that reads whole; name the right --work-dir, or train '
-        'without --resume', *reasons]))
-
-
-def check_resumable(checkpoint: str) -> None:
-    """Refuse a checkpoint that holds no state of a training run."""
-    if {'optimizer', 'message_hub', 'meta'} - {*load_checkpoint(checkpoint)}:
-        raise UserError(
-            f'cannot resume from {checkpoint}: it holds no state of the '
-            'optimizer, as merged, best and official ones; resume from an '
-            'epoch_N.pth or iter_N.pth, or start from its weights with '
-            f'--cfg-options load_from={checkpoint}')
+def _save_by_iterations(cfg: Config) -> list[str]:
+    """Where the loop counts iterations, make the default hooks do so too."""
+    loop, hooks = cfg.train_cfg, cfg.setdefault('default_hooks', {})
+    if loop.get('by_epoch', True) and type_name(loop) != 'IterBasedTrainLoop':
+        return []
+    cfg.log_processor = dict(cfg.get('log_processor') or {}, by_epoch=False)
+    if hooks.setdefault('logger', dict(type='LoggerHook')):
+        hooks.logger.log_metric_by_epoch = False
+    saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    if not saving or not saving.get('by_epoch', True):
+        return []
+    saving.by_epoch = False
+    if saving.setdefault('interval', 1) > 0:
+        saving.interval = max(
+            saving.interval, loop.get('val_interval', 1000))
+    return ['The loop counts iterations, and so does default_hooks.'
+            f'checkpoint now, with interval={saving.interval}.']
 
 
 def _scale_lr(cfg: Config, enable: bool) -> list[str]:

@@ -10,7 +10,11 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 from ..utils.configs import type_name
 from ..utils.errors import UserError
-from .hooks.deep_training_hook import DeepTrainingHook, trained_activations
+from .hooks.deep_training_hook import (
+    DeepTrainingHook,
+    flatten,
+    trained_activations,
+)
 
 # What schedulers count in epochs or iterations.
 TIMES = ('begin', 'end', 'T_max', 'milestones', 'step_size', 'periods',
@@ -24,12 +28,14 @@ OTHERS = {'last_step', '_global_step', '_last_value', 'verbose', 'best',
 def check_schedules(runner) -> None:
     """Prepare a runner's schedules; call it right before ``runner.train()``.
 
-    A hook does most. When a run is resumed, the schedule and the settings of
-    the optimizer become those of the config, at the checkpoint's epoch. Before
-    the first epoch, what does not fit the length of the run is a warning.
+    Its hook gives a resumed run the schedule and the optimizer settings of
+    the config, and warns of what does not fit before the first epoch.
     """
     runner.register_hook(_ScheduleHook())
-    for cfg in _flat(runner.param_schedulers):
+    if runner.max_iters < 1:
+        raise UserError('train_cfg has no iteration: raise max_epochs or '
+                        'max_iters, or use more data')
+    for cfg in flatten(runner.param_schedulers):
         _length(runner, cfg)
 
 
@@ -40,13 +46,6 @@ def _length(runner, cfg: dict) -> int:
     # mmengine refuses an end before the begin, as in a run that is too short.
     cfg.setdefault('end', max(length, cfg.get('begin', 0) + 1))
     return length
-
-
-def _flat(items) -> list:
-    """A list: of one, of a list, or of a dict of them by optimizer."""
-    if isinstance(items, dict) and not {'type', 'params'} & items.keys():
-        return sum(map(_flat, items.values()), [])
-    return [items] if isinstance(items, dict) else list(items or ())
 
 
 def _walk(schedulers: list, steps: int, length: float) -> Iterator[None]:
@@ -70,12 +69,12 @@ class _ScheduleHook(Hook):
         if hasattr(runner.train_loop, 'run_epoch'):
             length = len(runner.train_dataloader)
             meta['iter'] = meta['epoch'] * length
-        groups, schedulers, old = map(_flat, (
+        groups, schedulers, old = map(flatten, (
             runner.optim_wrapper.param_groups, runner.param_schedulers,
             checkpoint.get('param_schedulers')))
         saved = [group for x in (
             [states] if 'state' in states else states.values()) for group in (
-                *x['param_groups'], *_flat(x.get('base_param_settings')))]
+                *x['param_groups'], *flatten(x.get('base_param_settings')))]
         skip = OTHERS | {x.param_name for x in schedulers}
         now, then = (
             [{k: x[k] for k in x if k not in skip} for x in items] for items
@@ -103,17 +102,15 @@ class _ScheduleHook(Hook):
         if lams and not any(
                 isinstance(x, DeepTrainingHook) for x in runner.hooks):
             runner.logger.warning(
-                'The network is in train form, and there is no '
-                f'DeepTrainingHook: lambda stays {min(lams):g}, ' + (
-                    'and the network cannot be merged.' if min(lams) < 1 else
-                    'as in fine-tune form (deep_training=False), which has '
-                    'the same outputs and trains in less time.'))
+                'The network is in train form without DeepTrainingHook: '
+                f'lambda stays {min(lams):g}. At 1, deep_training=False gives '
+                'the same in less time; below, it cannot be merged.')
         given = runner.cfg.get('param_scheduler')
         several = isinstance(given, dict) and 'type' not in given
         base = max(x.get('initial_lr', x['lr'])
-                   for x in _flat(runner.optim_wrapper.param_groups))
+                   for x in flatten(runner.optim_wrapper.param_groups))
         for own in given.values() if several else [given]:
-            cfgs = [x for x in _flat(own) if 'LR' in type_name(x)]
+            cfgs = [x for x in flatten(own) if 'LR' in type_name(x)]
             problem = cfgs and _problem(runner, cfgs, base)
             if problem:
                 times = [f'{type_name(x)}.{k}={x[k]}' for x in cfgs

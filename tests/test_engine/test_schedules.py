@@ -138,6 +138,8 @@ def test_a_schedule_that_the_run_outlasts_is_refused(tmp_path):
     """Where mmengine would raise an error in the middle of the run."""
     with pytest.raises(UserError, match='total_steps'):
         run(tmp_path, dict(ONE_CYCLE, total_steps=9))
+    with pytest.raises(UserError, match='train_cfg has no iteration'):
+        run(tmp_path, COSINE, epochs=0)
 
 
 FILES = [
@@ -218,8 +220,8 @@ def test_what_stays_the_same_is_not_touched(tmp_path, schedule):
 
 
 @pytest.mark.parametrize('form, lam, words', [
-    (dict(), 1, 'no DeepTrainingHook: lambda stays 1, as in fine-tune form'),
-    (dict(), 0.5, 'lambda stays 0.5, and the network cannot be merged'),
+    (dict(), 1, 'lambda stays 1. At 1, deep_training=False'),
+    (dict(), 0.5, 'lambda stays 0.5.'),
     (dict(deep_training=False), 1, ''),
 ])
 def test_train_form_without_its_hook(tmp_path, form, lam, words):

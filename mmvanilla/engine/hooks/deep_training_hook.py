@@ -19,6 +19,13 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return model
 
 
+def flatten(items) -> list:
+    """A list: of one, of a list, or of a dict of them by optimizer."""
+    if isinstance(items, dict) and not {'type', 'params'} & items.keys():
+        return sum(map(flatten, items.values()), [])
+    return [items] if isinstance(items, dict) else list(items or ())
+
+
 @HOOKS.register_module()
 class DeepTrainingHook(Hook):
     """Raise lambda of every deep-training pair from 0 to 1 during training.
@@ -137,10 +144,9 @@ class DeepTrainingHook(Hook):
 def trained_activations(runner) -> dict[str, nn.Module]:
     """The activations of pairs of which the optimizer trains a parameter."""
     model = unwrap_model(runner.model)
-    found, groups = find_activations(model), runner.optim_wrapper.param_groups
-    if isinstance(groups, dict):  # of several optimizers
-        groups = chain(*groups.values())
-    trained = {id(p) for group in groups for p in group['params']
+    found = find_activations(model)
+    trained = {id(p) for group in flatten(runner.optim_wrapper.param_groups)
+               for p in group['params']
                if group.get('initial_lr', group['lr'])}
     parameters = {*map(id, model.parameters())}
     # An optimizer may hold copies of all, as DeepSpeed's.

@@ -300,3 +300,29 @@ def test_names_of_mmengine_s_zoos(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=name) as e:
             load_checkpoint(name)
         one_sentence(e)
+
+
+def detector(classes: int, width: int = 4) -> nn.Module:
+    return nn.ModuleDict(dict(
+        backbone=nn.Conv2d(3, 8, 1), neck=nn.Conv2d(8, width, 1),
+        roi_head=nn.ModuleDict(dict(
+            bbox_head=nn.Linear(width, 4 * classes),
+            mask_head=nn.Conv2d(width, classes, 1)))))
+
+
+def test_heads_for_other_classes_are_named():
+    """When training starts from the weights, and no other misfits."""
+    source, model = detector(3).state_dict(), detector(5)
+    text = load_state_dict(model, source, 'x', start=True)
+    assert 'roi_head.bbox_head.weight has the shape [12, 4] inst' in text
+    assert 'roi_head.mask_head.weight has the shape [3, 4, 1, 1]' in text
+    for key, value in model.state_dict().items():
+        assert 'head' in key or torch.equal(value, source[key])
+    wider = detector(3)
+    wider.roi_head.mask_head = nn.Conv2d(6, 3, 1)
+    for model, start, found in [
+        (detector(5), False, 'bbox_head'), (detector(5, 6), True, 'neck'),
+        (wider, True, 'mask_head')]:
+        with pytest.raises(UserError, match='x does not fit') as e:
+            load_state_dict(model, source, 'x', start)
+        assert found in one_sentence(e)

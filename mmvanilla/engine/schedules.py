@@ -32,7 +32,7 @@ def check_schedules(runner) -> None:
     the config, and warns of what does not fit before the first epoch.
     """
     runner.register_hook(_ScheduleHook())
-    if runner.max_iters < 1:
+    if runner.train_loop.max_iters < 1:
         raise UserError('train_cfg has no iteration: raise max_epochs or '
                         'max_iters, or use more data')
     for cfg in flatten(runner.param_schedulers):
@@ -62,7 +62,8 @@ class _ScheduleHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Let schedule and settings of the config count in a resumed run."""
-        if not runner.cfg.get('resume') or 'optimizer' not in checkpoint:
+        if not runner.cfg.get('resume') or 'optimizer' not in checkpoint or (
+                hasattr(runner, 'strategy')):  # which loads states by itself
             return
         meta, states = checkpoint['meta'], checkpoint['optimizer']
         done, length = meta['iter'], math.inf

@@ -9,6 +9,7 @@ from mmpretrain.registry import HOOKS
 
 from ...utils.errors import UserError
 from ...utils.files import write_beside
+from .deep_training_hook import flatten
 
 
 @HOOKS.register_module()
@@ -48,9 +49,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Leave out OneCycleLR's function, which cannot be read safely."""
-        states = checkpoint.get('param_schedulers') or []
-        for state in sum(states.values(), []) if isinstance(
-                states, dict) else states:
+        for state in flatten(checkpoint.get('param_schedulers')):
             state.pop('anneal_func', None)
 
     def after_train_epoch(self, runner) -> None:

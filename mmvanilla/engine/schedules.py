@@ -76,6 +76,10 @@ class _ScheduleHook(Hook):
         saved = [group for x in (
             [states] if 'state' in states else states.values()) for group in (
                 *x['param_groups'], *flatten(x.get('base_param_settings')))]
+        if [{*SETTINGS} & {*x} for x in groups] != [
+                {*SETTINGS} & {*x} for x in saved]:
+            raise UserError(f'cannot resume from {runner.cfg.load_from} with '
+                            'another optimizer, or other groups of parameters')
         skip = OTHERS | {x.param_name for x in schedulers}
         now, then = (
             [{k: x[k] for k in x if k not in skip} for x in items] for items

@@ -51,15 +51,15 @@ count = 0
 
 
 def run(work_dir, schedulers, epochs=8, length=5, by_epoch=True, lr=0.1,
-        several=False, load_from=None, decay=0.0, stop=False):
+        several=False, load_from=None, decay=0.0, stop=False,
+        optimizer=torch.optim.SGD):
     """Train; return the learning rates, the log and the runner."""
     global count
     count += 1
     model, rates = Scalars(), Rates()
 
     def wrapper(*parameters):
-        return OptimWrapper(
-            torch.optim.SGD(parameters, lr, weight_decay=decay))
+        return OptimWrapper(optimizer(parameters, lr, weight_decay=decay))
 
     resume = dict(load_from=load_from and str(load_from),
                   resume=load_from is not None)
@@ -217,6 +217,15 @@ def test_what_stays_the_same_is_not_touched(tmp_path, schedule):
     assert (resumed, 'config counts' in warnings) == (
         pytest.approx(whole[20:]), True)
     assert runner.optim_wrapper.param_groups[0]['weight_decay'] == 0.5
+
+
+@pytest.mark.parametrize('options', [
+    dict(optimizer=torch.optim.AdamW), dict(several=True)], ids=str)
+def test_another_optimizer_is_refused(tmp_path, options):
+    run(tmp_path / 'first', COSINE, 1)
+    with pytest.raises(UserError, match='resume from .* another optimizer'):
+        run(tmp_path, COSINE, load_from=tmp_path / 'first' / 'epoch_1.pth',
+            **options)
 
 
 @pytest.mark.parametrize('form, lam, words', [

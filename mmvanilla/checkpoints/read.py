@@ -13,7 +13,7 @@ import torch
 from mmengine.runner import CheckpointLoader, checkpoint
 from torch import nn
 
-from ..layers.loading import describe, start_activations
+from ..layers.loading import describe
 from ..utils.errors import UserError
 from .constructors import ALLOWED, NAMES
 
@@ -143,8 +143,12 @@ def official_prefix(state_dict) -> str | None:
     return None
 
 
-def refuse_official(content: dict, name: str, file: str | Path) -> None:
-    """Raise UserError if a checkpoint has the keys of VanillaNet's authors."""
+def check_content(content: dict, name: str, file: str | Path) -> None:
+    """Refuse what is no checkpoint, or has the keys of VanillaNet's authors.
+
+    ``file`` is the path of the checkpoint ``name``, for the error.
+    """
+    _checked(content, name)
     parts = map(content.get, ('model_ema', 'model', 'state_dict'))
     if any(official_prefix(x) is not None for x in (content, *parts)):
         raise UserError(f'{name} holds official weights with the keys of '
@@ -189,8 +193,7 @@ def load_checkpoint(name: str | Path) -> dict:
         except Exception as e:  # of any loader that is registered
             text = ' '.join(f'{type(e).__name__}: {e}'.split())
             raise UserError(f'cannot load {name}: {text[:300]}') from e
-        content = _checked(content, name)
-    refuse_official(content, name, file)
+    check_content(content, name, file)
     if not isinstance(content.get('meta', {}), dict):
         content['meta'] = {}
     leave_out_configs(content)
@@ -274,11 +277,8 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str,
         errors = lines[1:] or lines
     finally:
         hook.remove()
-    missing, unexpected = found or ([], [])
-    if start:
-        missing = start_activations(model, missing)
-    misfits, left_out = describe(
-        missing, unexpected, errors, 'head' if start else None)
+    misfits, left_out = describe(model, *(found or ([], [])), errors,
+                                 'head' if start else None)
     if misfits and start and 'backbone.' not in misfits and any(
             key.startswith('backbone.') for key in state_dict):
         misfits += ('; to start from its backbone only, set model.backbone.'

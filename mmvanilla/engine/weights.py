@@ -5,7 +5,7 @@ from pathlib import Path
 from mmengine.hooks import Hook
 
 from ..checkpoints import leave_out_configs, load_state_dict
-from ..checkpoints.read import refuse_official
+from ..checkpoints.read import check_content
 from ..utils.errors import UserError
 from .hooks.deep_training_hook import unwrap_model
 
@@ -17,11 +17,11 @@ class WeightsHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Load the weights strictly, except for a head of other classes."""
+        source, resume = str(runner.cfg.load_from), runner.cfg.get('resume')
+        check_content(checkpoint, source, Path(source).absolute())
         leave_out_configs(checkpoint)  # mmengine would run them as Python
         if hasattr(runner, 'strategy'):  # may have sharded the parameters
             return
-        source, resume = str(runner.cfg.load_from), runner.cfg.get('resume')
-        refuse_official(checkpoint, source, Path(source).absolute())
         model = unwrap_model(runner.model)
         weights = checkpoint.get('state_dict', checkpoint)
         left_out = load_state_dict(model, weights, source, start=not resume)
@@ -33,7 +33,7 @@ class WeightsHook(Hook):
             checkpoint['state_dict'] = model.state_dict()
             checkpoint.pop('ema_state_dict', None)
             return
-        merged = [key for key in weights if key not in model.state_dict()]
+        merged = sorted(weights.keys() - model.state_dict().keys())
         if merged:
             raise UserError(
                 f'cannot resume from {source}: it is in an earlier form than '

@@ -4,14 +4,15 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .folding import (
     CONV_ARGUMENTS,
-    build_activation,
     build_batch_norm,
     fold_batch_norm,
+    keep_input,
     merge_convs,
     merge_pair,
     refuse_later_form,
@@ -42,7 +43,7 @@ class DeepTrainingActivation(nn.Module):
         super().__init__()
         # torch.func.functional_call puts the lambda of a state dict here.
         self.register_buffer('lam', None)
-        self.act = build_activation(act_cfg)
+        self.act = keep_input(build_activation_layer(act_cfg))
         # For ReLU, A' is leaky_relu with slope lam: one pass over memory.
         self.is_relu = type(self.act) is nn.ReLU
         # The memory of the state dict's entry, whatever the default device.

@@ -8,7 +8,7 @@ are on the device of that weight and have its memory format.
 from contextlib import contextmanager
 
 import torch
-from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from ..utils.errors import WeightsError
@@ -83,11 +83,6 @@ def _as(tensor: Tensor, weight: Tensor) -> Tensor:
         out = weight.new_empty_strided(
             tensor.shape, (weight[0].numel(), *weight.stride()[1:]))
     return out.copy_(tensor)
-
-
-def build_activation(act_cfg: dict) -> nn.Module:
-    """Build an activation that does not overwrite its input."""
-    return keep_input(build_activation_layer(act_cfg))
 
 
 def keep_input(act: nn.Module) -> nn.Module:

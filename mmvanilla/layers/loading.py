@@ -16,21 +16,19 @@ from .series_activation import SeriesActivation
 MISMATCH = re.compile(r'size mismatch for (\S+): .* torch\.Size\((.*?)\) '
                       r'from .* is torch\.Size\((.*?)\)')
 # What to do, by the beginning of a key that the model has not.
-HINTS = {
-    r'backbone\.': "; set prefix='backbone.' in init_cfg",
-    r'model$|model_ema$|stem1?\.0\.|stages\.0\.act$':
-    '; give official weights as vanillanet:///path/to/file.pth',
-}
+HINTS = {r'backbone\.': "; set prefix='backbone.' in init_cfg",
+         r'model$|model_ema$|stem1?\.0\.|stages\.0\.act$':
+         '; give official weights as vanillanet:///path/to/file.pth'}
 
 
 def check_loading(model: nn.Module, head: str | None = None,
                   surplus: bool = False, **conv_cfg) -> None:
     """Refuse weights that do not fit a model, where mmengine goes on.
 
-    ``load_state_dict`` of torch stays as it is, strict or not. ``head`` is a
-    part of the keys of layers that may be for another number of classes, if
-    there are any; ``surplus`` allows keys that are not in the model. Entries
-    of earlier forms are merged into plain convolutions first.
+    torch's ``load_state_dict`` stays as it is, strict or not. ``head`` is a
+    part of the keys of layers that may be for another number of classes;
+    ``surplus`` allows keys that are not in the model. Entries of earlier
+    forms are merged into plain convolutions first.
     """
     conv_cfg = {k: v for k, v in conv_cfg.items()
                 if k in ('norm_cfg', 'act_cfg', 'post_norm')}
@@ -53,65 +51,55 @@ def _check(model, found, head, surplus):
     # mmengine's loader, which is never strict, passes a type of its own.
     if not type(found).__module__.startswith('mmengine.'):
         return
-    missing, unexpected = (
-        [key for key in keys if key.startswith(prefix)] for keys in found)
-    errors = [text for text in errors
-              if re.search(f'(^|[ "]){re.escape(prefix)}', text)]
+    missing, unexpected, errors = (
+        [x for x in texts if re.search(f'(^|[ "]){re.escape(prefix)}', x)]
+        for texts in (*found, errors))
     misfits, left_out = describe(
-        start_activations(model, missing, prefix),
-        [] if surplus else unexpected, errors, head)
+        model, missing, [] if surplus else unexpected, errors, head, prefix)
     if misfits:
         hints = [text for start, text in HINTS.items() if not prefix
                  and any(re.match(start, key) for key in unexpected)]
-        raise WeightsError(f'the weights do not fit {type(model).__name__}: '
-                           f'{misfits}{"".join(hints[:1])}')
+        cfg = str(getattr(model, 'init_cfg', ''))
+        of = f' of {cfg}' * (not prefix and 'Pretrained' in cfg)
+        raise WeightsError(f'the weights{of} do not fit a '
+                           f'{type(model).__name__}: {misfits}'
+                           f'{"".join(hints[:1])}')
     if left_out:
         print_log(left_out, 'current', logging.WARNING)
 
 
-def start_activations(model: nn.Module, missing: list[str],
-                      prefix: str = '') -> list[str]:
-    """Start activations as those that they replaced, where all is missing.
-
-    A checkpoint of a network without series activations has none of their
-    weights. Returns the keys that are still missing.
-    """
-    for name, act in model.named_modules(prefix=prefix.removesuffix('.')):
-        if isinstance(act, SeriesActivation) and act.started and {
-                f'{name}.{x}' for x, _ in act.named_parameters()
-        } <= set(missing):
-            act.start_as(act.act)
-            missing = [x for x in missing if not x.startswith(f'{name}.')]
-    return missing
-
-
-def describe(missing: list[str], unexpected: list[str], errors: list[str],
-             head: str | None = None) -> tuple[str, str]:
+def describe(model: nn.Module, missing: list[str], unexpected: list[str],
+             errors: list[str], head: str | None = None,
+             prefix: str = '') -> tuple[str, str]:
     """What does not fit, and what is left out for another number of classes.
 
-    Lambda and counters of batches may be missing; ``head`` is as in
-    :func:`check_loading`. Of each kind, and of each head, the first is named.
+    Lambda and counters of batches may be missing, and, with ``head``, all
+    of an activation of which a network had none: it starts as what it
+    replaced. Of each kind, and of each head, the first is named.
     """
     mismatched, others = [], {}
     for text in (' '.join(x.split()) for x in errors):
         found = MISMATCH.match(text)
+        key, theirs, ours = found.groups() if found else ('', '', '')
         if found:
-            key, theirs, ours = found.groups()
             text = f'{key} has the shape {theirs} instead of {ours}'
-            if head is not None and head in key and (
-                    theirs.split(',')[0] != ours.split(',')[0]):
-                others.setdefault(re.sub(r'(.*head\w*)\..*', r'\1', key), text)
-                continue
-        mismatched.append(text)
+        if head is not None and head in key and (
+                theirs.split(',')[0] != ours.split(',')[0]):
+            others.setdefault(re.sub(r'(.*head\w*)\..*', r'\1', key), text)
+        else:
+            mismatched.append(text)
+    for name, act in model.named_modules(prefix=prefix.removesuffix('.')):
+        if head is not None and isinstance(act, SeriesActivation) and (
+                act.started and {f'{name}.{x}' for x, _ in
+                                 act.named_parameters()} <= {*missing}):
+            act.start_as(act.act)
+            missing = [x for x in missing if not x.startswith(f'{name}.')]
     missing = [key for key in missing
                if not key.endswith(('.lam', '.num_batches_tracked'))]
-
-    def first(texts, what=''):
-        more = f' (and {len(texts) - 1} more)' if len(texts) > 1 else ''
-        return [f'{text}{what}{more}' for text in texts[:1]]
-
-    misfits = [*first(missing, ' is missing'), *first(mismatched),
-               *first(unexpected, ' is not in the model')]
+    misfits = [
+        texts[0] + what + f' (and {len(texts) - 1} more)' * (len(texts) > 1)
+        for texts, what in ((missing, ' is missing'), (mismatched, ''),
+                            (unexpected, ' is not in the model')) if texts]
     left_out = ('Left out, as for another number of classes, and to start '
                 f'from random weights: {some([*others.values()])}')
     return ', '.join(misfits), left_out if others else ''

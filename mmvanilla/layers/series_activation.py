@@ -2,11 +2,11 @@
 import copy
 
 import torch
+from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .folding import (
-    build_activation,
     build_batch_norm,
     fold_batch_norm,
     keep_input,
@@ -61,7 +61,7 @@ class SeriesActivation(nn.Module):
         self.num_channels = num_channels
         self.act_num = act_num
         self.norm_cfg = norm_cfg
-        self.act = build_activation(act_cfg)
+        self.act = keep_input(build_activation_layer(act_cfg))
         self.conv = nn.Conv2d(
             num_channels, num_channels, 2 * act_num + 1, padding=act_num,
             groups=num_channels, bias=deploy)

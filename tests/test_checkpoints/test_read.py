@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden import build_classifier, load, one_sentence, same
 from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from tiny import assert_same_weights, tiny_cfg, train
@@ -138,8 +138,9 @@ def test_a_damaged_byte_is_refused(tmp_path):
     older, newer = tmp_path / 'epoch_1.pth', tmp_path / 'epoch_2.pth'
     weights = dict(weight=torch.full((500, ), 1 / 3))
     for path in (older, newer):
-        torch.save(dict(state_dict=weights, optimizer={}, message_hub={},
-                        meta={}), path)
+        torch.save(dict(
+            state_dict=weights, optimizer={}, meta=dict(epoch=1, iter=1),
+            message_hub=MessageHub('a').state_dict()), path)
     content = bytearray(newer.read_bytes())
     content[content.index(weights['weight'].numpy().tobytes()) + 1000] ^= 1
     newer.write_bytes(content)

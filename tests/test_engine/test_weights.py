@@ -76,13 +76,16 @@ def of_a_detector(x):
     (without_head, r"head.classifier.\S+ is missing.*prefix='backbone.'"),
     (of_a_detector, r'head.classifier.\S+ is missing.*, bbox_head.\S+ is not'),
     (lambda x: dict(a=dict(x)), 'holds no weights: a is of type dict'),
+    (lambda x: [1], 'is not a checkpoint: it holds a list'),
     (lambda x: to_authors(x), 'give it as vanillanet:///.*a.pth'),
 ])
 def test_weights_to_start_from_that_do_not_fit(trained, tmp_path, runner,
                                                change, message):
     weights = read(trained)['state_dict']
     path = tmp_path / 'a.pth'
-    torch.save(dict(state_dict=change(weights) or weights), path)
+    changed = change(weights) or weights
+    torch.save(changed if isinstance(changed, list) else dict(
+        state_dict=changed), path)
     runner.cfg.load_from = str(path)
     with pytest.raises(UserError, match=f'a.pth .*{message}') as error:
         runner.load_checkpoint(str(path))

@@ -13,7 +13,6 @@ from ...layers.folding import BATCH_NORMS, keep_running_stats
 from ...layers.forms import switch_to_deploy, switch_to_finetune
 from ...layers.loading import check_loading
 from ...layers.series_activation import SeriesActivation
-from ...utils.errors import WeightsError
 
 INIT_CFG = [dict(type='TruncNormal', layer='Conv2d', std=0.02),
             dict(type='Constant', layer='_BatchNorm', val=1)]
@@ -207,17 +206,6 @@ class VanillaNet(BaseBackbone):
                 f'{tuple(out_indices)}, which are the stages {stages} of '
                 f'{self.num_stages}')
         return stages
-
-    def init_weights(self) -> None:
-        """Initialize as ``init_cfg`` says.
-
-        Raises:
-            WeightsError: If a pretrained checkpoint does not fit.
-        """
-        try:
-            super().init_weights()
-        except (AssertionError, WeightsError) as e:  # a prefix is asserted
-            raise WeightsError(f'{self.init_cfg}: {e}') from e
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.

@@ -1,0 +1,1 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.

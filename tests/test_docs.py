@@ -12,8 +12,10 @@ from downstream import exports
 from tiny import ROOT
 
 FIGURES = ROOT / 'docs' / 'figures'
-BENCHMARKS = ('inference', 'training', 'training-13', 'retinanet', 'rtmdet')
 PERFORMANCE = 'docs/en/performance.md'
+BENCHMARKS = dict.fromkeys(
+    ('inference', 'training', 'training-13', 'retinanet', 'rtmdet'),
+    PERFORMANCE) | dict.fromkeys(('cuda', 'cuda-compiled'), 'docs/en/gpu.md')
 DETECTION = 'docs/en/detection_segmentation.md'
 DETECTION_ZH = 'docs/zh_cn/detection_segmentation.md'
 
@@ -28,7 +30,7 @@ def read(path: str) -> dict:
 
 @pytest.mark.parametrize('name', BENCHMARKS)
 def test_benchmark(name, monkeypatch):
-    result, text = read(f'docs/figures/{name}.json'), page(PERFORMANCE)
+    result, text = read(f'docs/figures/{name}.json'), page(BENCHMARKS[name])
     assert f'\n{measure.table(result)}\n' in text
     # The command beside the table has the settings of the file.
     (command, ) = re.findall(
@@ -38,6 +40,8 @@ def test_benchmark(name, monkeypatch):
     arguments = vars(benchmark.parse_args())
     settings = dict(result['settings'])
     # One number for a square, or height and width.
+    if arguments['forms'] is None:  # the program's choice
+        del settings['forms']
     wanted, given = (x.pop('size') for x in (settings, arguments))
     wanted = wanted if isinstance(wanted, list) else [wanted]
     assert (2 * wanted)[:2] == (2 * given)[:2]

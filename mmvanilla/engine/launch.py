@@ -41,16 +41,15 @@ KNOWN_ERRORS = {
     r'the network takes \2 channels, but images have \1 after the pipeline '
     'and the data_preprocessor: change in_channels of the backbone, mean and '
     'std, or how images are loaded (color_type)',
-    '.*Output size is too small': 'they are smaller than the total stride of '
-    'the network, whose last feature map would be empty',
+    ".*(Output size is too small|Kernel size can't be greater)":
+    'they are smaller than the total stride of the network, whose last '
+    'feature map would be empty: resize them to more, or use fewer strides',
     r'Target (\d+) is out of bounds.*':
     r'the label \1 is not below num_classes of the head',
     'CUDA error: device-side assert triggered':
     'an index is too large, as a label that is not below num_classes',
     '(class .*: )?need at least one array to concatenate':
     'a data set has no sample, or none is left after its filter_cfg',
-    'loaded state dict': 'cannot resume with another network or optimizer '
-    'than that of the checkpoint: its state',
     'failed to load image': 'cannot read an image',
     r'(\S+) is not in the pretrained model':
     r'no key in the checkpoint of an init_cfg begins with its prefix \1',

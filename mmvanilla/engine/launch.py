@@ -41,7 +41,7 @@ KNOWN_ERRORS = {
     r'the network takes \2 channels, but images have \1 after the pipeline '
     'and the data_preprocessor: change in_channels of the backbone, mean and '
     'std, or how images are loaded (color_type)',
-    ".*(Output size is too small|Kernel size can't be greater)":
+    ".*(Output size is too small|Kernel size can't be greater).*":
     'they are smaller than the total stride of the network, whose last '
     'feature map would be empty: resize them to more, or use fewer strides',
     r'Target (\d+) is out of bounds.*':
@@ -124,6 +124,10 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
                         f'launcher starts, which sets {variable}')
     if cfg.launcher in ('pytorch', 'slurm') and get_device() == 'cpu':
         _start_on_cpus(cfg)
+    if isinstance(cfg.model.get('type'), str):  # a class in a new-style config
+        # Without yapf, which takes minutes for the names of many classes.
+        cfg = Config(cfg.to_dict(), cfg.text, cfg.filename, cfg.env_variables,
+                     format_python_code=False)
     console = ConsoleHook()
     kind = cfg.get('runner_type', 'Runner')
     if RUNNERS.get(kind) is None:

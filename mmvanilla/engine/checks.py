@@ -29,8 +29,6 @@ from .hooks.deep_training_hook import unwrap_model
 from .hooks.reparameterize_hook import ReparameterizeHook
 from .launch import explain
 
-HEADS = r'(roi_head\.)?((decode|auxiliary|bbox|mask)_)?head(\.\d+)?'
-
 
 def check_run(runner) -> None:
     """Refuse a training run that would fail later, or go wrong unseen.
@@ -70,12 +68,13 @@ def _check(runner, tried: list) -> None:
     model = unwrap_model(runner.model)
     if not isinstance(model, nn.Module):  # a strategy builds it later
         return
-    classes = class_names(runner.train_dataloader.dataset)
+    count = len(class_names(runner.train_dataloader.dataset))
+    heads = r'(roi_head\.)?((decode|auxiliary|bbox|mask)_)?head(\.\d+)?'
     for name, module in model.named_modules():
         number = getattr(module, 'num_classes', None)
-        if re.fullmatch(HEADS, name) and number in range(1, len(classes)):
+        if re.fullmatch(heads, name) and number in range(1, count):
             raise UserError(f'model.{name}.num_classes is {number}, but the '
-                            f'data have {len(classes)} classes')
+                            f'data have {count} classes')
     with _undone(runner, model):
         if isinstance(model, BaseClassifier):
             for batch in _batches('train', loops['train'], tried):
@@ -110,18 +109,17 @@ def _undone(runner, model: nn.Module) -> Iterator[None]:
 def _check_loader(name: str, loop) -> None:
     loader = loop.dataloader
     sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
-    endless = {'InfiniteSampler', 'MultiSourceSampler'} & {
-        kind.__name__ for kind in type(sampler).__mro__}
-    if endless and (name == 'val' or hasattr(loop, 'run_epoch')):
+    kinds = {kind.__name__ for kind in type(sampler).__mro__}
+    if kinds & {'InfiniteSampler', 'MultiSourceSampler'} and (
+            name == 'val' or hasattr(loop, 'run_epoch')):
         raise UserError(
             f'{name}_dataloader.sampler is {type(sampler).__name__}, with '
             'which an epoch never ends: use DefaultSampler, or, to train, a '
             'loop of iterations (by_epoch=False and max_iters in train_cfg)')
     if hasattr(loader.dataset, '__len__') and not len(loader):
         raise UserError(
-            f'{name}_dataloader yields no batch: its data set has '
-            f'{len(loader.dataset)} samples, after any filter_cfg, its batch '
-            f'{loader.batch_size}, and drop_last is {loader.drop_last}')
+            f'{name}_dataloader yields no batch of {loader.batch_size} from '
+            f'{len(loader.dataset)} samples: change batch_size or drop_last')
 
 
 def _batches(name: str, loop, tried: list) -> Iterator:
@@ -203,6 +201,5 @@ def _check_monitors(runner, metrics: dict) -> None:
             raise UserError(f'{key} is {name}, but validation gives ' + (
                 some([*metrics], 12) or 'no metric') + (
                 f'; did you mean {near}?' if near else ''))
-        if isinstance(metrics[name], list) or getattr(
-                metrics[name], 'ndim', 0):
+        if np.ndim(metrics[name]):
             raise UserError(f'{key} is {name}, which is not a number')

@@ -71,7 +71,7 @@ CASES = {
     'no batch': (
         {'train_dataloader.dataset.indices': 15,
          'train_dataloader.drop_last': True},
-        'train_dataloader yields no batch: .*15 samples'),
+        'train_dataloader yields no batch of 16 from 15 samples'),
     'channels': ({'model.backbone.in_channels': 4},
                  'train images, of 1 x 32 x 32: .*takes 4 channels, .*have 1'),
     'size': ({'model.backbone.arch':

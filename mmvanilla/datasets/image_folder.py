@@ -161,11 +161,9 @@ class ImageFolderDataset(BaseDataset):
             of whose images a fifth is then held out for 'val'.
         split (str): 'train' or 'val'.
         metainfo (dict): ``classes``, the names of the classes in the order of
-            their labels, as a list or as the lines of a string. A class
-            without a folder has no images.
-        skip (Sequence[str] | str): Images to leave out, relative to
-            ``data_root``, as a list or as the lines of a string. Defaults to
-            ().
+            their labels. A class without a folder has no images.
+        skip (Sequence[str]): Images to leave out, relative to ``data_root``.
+            Defaults to ().
         seed (int): Chooses what is held out. Defaults to 0.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
 
@@ -175,15 +173,12 @@ class ImageFolderDataset(BaseDataset):
     """
 
     def __init__(self, data_root: str, split: str, metainfo: dict,
-                 skip: Sequence[str] | str = (), seed: int = 0,
-                 **kwargs) -> None:
+                 skip: Sequence[str] = (), seed: int = 0, **kwargs) -> None:
         if split not in ('train', 'val'):
             raise UserError("ImageFolderDataset's split must be 'train' or "
                             f"'val', but got {split!r}")
         self.split, self.seed = split, seed
-        self.skip, self.warned = frozenset(from_lines(skip)), set()
-        metainfo = dict(metainfo, classes=from_lines(
-            metainfo.get('classes') or ()))
+        self.skip, self.warned = frozenset(skip), set()
         kwargs.setdefault('test_mode', split == 'val')
         super().__init__('', metainfo, data_root, **kwargs)
 
@@ -221,8 +216,3 @@ class ImageFolderDataset(BaseDataset):
             print_log(f'{message}; another one is used instead', 'current',
                       logging.WARNING)
         self.warned.add(path)
-
-
-def from_lines(names: Sequence[str] | str) -> list[str]:
-    """Names as a list; a config has thousands as the lines of a string."""
-    return names.split('\n') if isinstance(names, str) else list(names)

@@ -74,20 +74,17 @@ def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     elif train:
         print_log(f'{val} of {train + val} images, those for validation, are '
                   f'used of {root}', 'current')
-    number = len(classes)
-    # A config takes minutes to print lists of thousands.
-    skip, classes = ('\n'.join(x) if len(x) > 100 else x
-                     for x in (sorted(skip), classes))
     for split, dataset in datasets:
         if splits[split]:
             pipeline = with_loading(dataset, image_channels(cfg))
             dataset.clear()  # in place, inside of its wrappers
             dataset.update(
                 type='ImageFolderDataset', data_root=str(root), split=split,
-                metainfo=dict(classes=classes), pipeline=pipeline, skip=skip)
+                metainfo=dict(classes=classes), pipeline=pipeline,
+                skip=sorted(skip))
     if balance:
         notes.append(_balance(cfg, counts['train']))
-    set_num_classes(cfg, number)
+    set_num_classes(cfg, len(classes))
     for node in (cfg, cfg.model) if image_channels(cfg) == 1 else ():
         found = node.get('data_preprocessor') or {}
         for key in {'mean', 'std'} & {*found}:  # of grey images

@@ -45,7 +45,8 @@ def predict(images: str, model: str, checkpoint: str | None = None,
     if not names:
         raise UserError(f'no images in {images}: names must end in '
                         f'{", ".join(image_files.SUFFIXES)}')
-    _, notes = image_files.find_unreadable(root, names, False)
+    bad, notes = image_files.find_unreadable(root, names, False)
+    notes *= len(names) > len(bad)  # an error says it of one image
     for note in notes + [f'Left out: {list_counts(others)}'] * bool(others):
         print(note, file=sys.stderr)
     if out and Path(out).resolve() == root.resolve():

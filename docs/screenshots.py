@@ -64,7 +64,6 @@ def write_config(path: Path) -> None:
             head=dict(in_channels=64)),
         optim_wrapper=dict(optimizer=dict(lr=4e-3)),
         train_cfg=dict(max_epochs=15)))
-    cfg.param_scheduler[1].update(T_max=14, end=15)
     for name in ('train', 'val', 'test'):
         loader = cfg[f'{name}_dataloader']
         loader.update(batch_size=8, num_workers=0, persistent_workers=False)

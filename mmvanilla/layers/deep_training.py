@@ -269,10 +269,7 @@ class DeepTrainingConv2d(nn.Module):
 
 
 def start_as(layer: nn.Module, conv: nn.Conv2d) -> None:
-    """Give a layer, in any form, the weights of a plain convolution.
-
-    Where ``mid_channels`` is not ``out_channels``, they stay random.
-    """
+    """Give a layer, in any form, the weights of a plain convolution."""
     if not isinstance(layer, DeepTrainingConv2d):
         bias = {} if layer.bias is None else dict(
             bias=torch.zeros_like(layer.bias))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..utils.errors import WeightsError
 
@@ -21,24 +22,15 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None,
                     norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-    """Fold a batch norm into the convolution before it, if there is a norm.
-
-    ``weight`` is (out, in / groups, kh, kw), ``bias`` is (out, ).
-    """
+    """Fold a batch norm into the convolution before it, if there is a norm."""
     # mmcv's fuse_conv_bn leaves an Identity of a norm.
     if norm is None or isinstance(norm, nn.Identity):
         return weight, bias
-    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * _exact(norm.weight)
-    shift = -_exact(norm.running_mean)
-    if bias is not None:
-        shift = shift + _exact(bias)
-    shift = shift * scale
-    if norm.affine:
-        shift = shift + _exact(norm.bias)
-    folded = _exact(weight) * scale.reshape(-1, 1, 1, 1)
-    return _as(folded, weight), shift.to(weight)
+    folded, shift = fuse_conv_bn_weights(
+        _exact(weight), _exact(bias), _exact(norm.running_mean),
+        _exact(norm.running_var), norm.eps, _exact(norm.weight),
+        _exact(norm.bias))
+    return _as(folded.detach(), weight), shift.detach().to(weight)
 
 
 def merge_convs(weight1: Tensor, bias1: Tensor | None, weight2: Tensor,
@@ -50,23 +42,22 @@ def merge_convs(weight1: Tensor, bias1: Tensor | None, weight2: Tensor,
     second, (out, mid / groups, 1, 1), this is
     ``W[o, i, k, l] = sum_m W2[o, m] W1[m, i, k, l]`` and
     ``b = W2 b1 + b2`` (VanillaNet, arXiv 2305.12972, equations 2 to 4),
-    group by group. The merged convolution has the stride, padding, dilation
-    and groups of the first; its bias is None where neither has one.
+    group by group. Without a bias of either there is none.
     """
     first = _exact(weight1).reshape(groups, -1, weight1[0].numel())
     second = _exact(weight2).reshape(groups, -1, first.shape[1])
     weight = torch.bmm(second, first).reshape(-1, *weight1.shape[1:])
 
-    bias = None
+    bias = _exact(bias2)
     if bias1 is not None:
-        bias = torch.bmm(second, _exact(bias1).reshape(groups, -1, 1))
-        bias = bias.reshape(-1)
-    if bias2 is not None:
-        bias = _exact(bias2) if bias is None else bias + _exact(bias2)
+        through = torch.bmm(second, _exact(bias1).reshape(groups, -1, 1))
+        bias = through.reshape(-1) + (0 if bias is None else bias)
     return _as(weight, weight1), None if bias is None else bias.to(weight1)
 
 
-def _exact(tensor: Tensor) -> Tensor:
+def _exact(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
     tensor = tensor.detach()
     try:
         return tensor.double()
@@ -109,11 +100,8 @@ def build_batch_norm(norm_cfg: dict | None,
 @torch.no_grad()
 def reset_to_identity(norm: nn.Module) -> None:
     """Set a batch norm so that in eval mode its output is its input."""
-    norm.running_mean.zero_()
+    norm.reset_parameters()
     norm.running_var.fill_(1 - norm.eps)
-    if norm.affine:
-        norm.weight.fill_(1)
-        norm.bias.zero_()
 
 
 @contextmanager
@@ -135,17 +123,14 @@ def keep_running_stats(stage: nn.Module):
 
 def merge_entries(state_dict: dict, prefix: str, earlier: nn.Module,
                   switch: str = 'switch_to_deploy') -> None:
-    """Replace the entries of ``earlier``, a layer, by those after its switch.
-
-    If it does not load them they stay, for torch to report them.
-    """
+    """Replace the entries of an earlier form by those after its switch."""
     entries = {
         key: state_dict[prefix + key]
         for key in earlier.state_dict() if prefix + key in state_dict
     }
     try:
         earlier.load_state_dict(entries, assign=True)
-    except RuntimeError:
+    except RuntimeError:  # torch reports them
         return
     lam = getattr(earlier, 'lam', 1)
     if lam != 1:
@@ -190,10 +175,7 @@ def refuse_later_form(state_dict: dict, prefix: str, entry: str,
 
 
 def start_pair(pair: nn.Module, state_dict: dict, prefix: str = '') -> None:
-    """Start as the plain convolution of a state dict, if it fits.
-
-    The entries of ``pair``, a layer in train form, replace its own.
-    """
+    """Start a train form as a state dict's plain convolution, if it fits."""
     weight = state_dict.get(prefix + 'weight')
     if (weight is None or weight.shape != pair.conv1.weight.shape
             or pair.conv1.out_channels != pair.conv2.out_channels):

@@ -23,12 +23,10 @@ HINTS = {r'backbone\.': "; set prefix='backbone.' in init_cfg",
 
 def check_loading(model: nn.Module, head: str | None = None,
                   surplus: bool = False, **conv_cfg) -> None:
-    """Refuse weights that do not fit a model, where mmengine goes on.
+    """Merge earlier forms while loading; refuse what mmengine would not.
 
-    torch's ``load_state_dict`` stays as it is, strict or not. ``head`` is a
-    part of the keys of layers that may be for another number of classes;
-    ``surplus`` allows keys that are not in the model. Entries of earlier
-    forms are merged into plain convolutions first.
+    ``head`` is a part of the keys of layers that may be for another number of
+    classes; ``surplus`` allows keys that are not in the model.
     """
     conv_cfg = {k: v for k, v in conv_cfg.items()
                 if k in ('norm_cfg', 'act_cfg', 'post_norm')}
@@ -73,9 +71,7 @@ def describe(model: nn.Module, missing: list[str], unexpected: list[str],
              prefix: str = '') -> tuple[str, str]:
     """What does not fit, and what is left out for another number of classes.
 
-    Lambda and counters of batches may be missing, and, with ``head``, all
-    of an activation of which a network had none: it starts as what it
-    replaced. Of each kind, and of each head, the first is named.
+    With ``head``, an activation of which a network had none may be missing.
     """
     mismatched, others = [], {}
     for text in (' '.join(x.split()) for x in errors):

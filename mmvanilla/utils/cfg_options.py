@@ -34,12 +34,7 @@ ITEM = re.compile(r"""\s*(?:
 
 
 def parse_cfg_options(pairs: Sequence[str] | None) -> dict:
-    """Parse ``KEY=VALUE`` pairs, in mmengine's syntax but for text.
-
-    [a, b] is a list, (a, b) a tuple and {a: b} a dict; commas without
-    brackets make a list of numbers only. All else is text as it was typed,
-    and so is what is in quotes.
-    """
+    """Parse ``KEY=VALUE`` pairs, in mmengine's syntax but for text."""
     options = {}
     for pair in pairs or ():
         key, equals, text = pair.partition('=')
@@ -91,11 +86,8 @@ def _scalar(text: str, is_text: bool):
 
 def apply_cfg_options(cfg: Config, options: dict,
                       allow_new_keys: bool = False) -> None:
-    """Set values by dotted keys; refuse a key that nothing would read.
-
-    Unlike ``merge_from_dict``, it sets plain values in lists, and
-    ``_delete_`` works anywhere.
-    """
+    """Set values by dotted keys; refuse a key that nothing would read."""
+    # Unlike merge_from_dict, also plain values in lists; _delete_ anywhere.
     leaves = [leaf for key, value in options.items()
               for leaf in _leaves(value, *key.split('.'))]
     new = []

@@ -4,8 +4,7 @@ import copy
 import os.path as osp
 import re
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from mmengine.config import Config
 from mmengine.registry import (
@@ -33,11 +32,7 @@ LEAST = {
 
 def read_config(path: str, cfg_options: dict | None = None,
                 allow_new_keys: bool = False) -> Config:
-    """Read a config of any OpenMMLab toolbox, if that is installed.
-
-    ``cfg_options`` are values by dotted keys, which must be known unless
-    ``allow_new_keys``.
-    """
+    """Read a config of any OpenMMLab toolbox, if that is installed."""
     if not osp.isfile(path):
         raise UserError(f'no config at {path}')
     try:
@@ -94,11 +89,9 @@ def scope_name(cfg: Config) -> str:
     return TOOLBOXES[0]
 
 
-@contextmanager
-def scope_of(cfg: Config) -> Iterator[None]:
-    """Make a config's toolbox the default scope of registries."""
-    with DefaultScope.overwrite_default_scope(scope_name(cfg)):
-        yield
+def scope_of(cfg: Config):
+    """A context with a config's toolbox as the default scope of registries."""
+    return DefaultScope.overwrite_default_scope(scope_name(cfg))
 
 
 def check_parts(cfg: Config, what: str, *names: str) -> None:
@@ -113,11 +106,8 @@ def build_model(cfg: Config) -> nn.Module:
     """Build a config's model, in eval mode, without loading weights."""
     check_parts(cfg, 'building it', 'model')
     with scope_of(cfg):
-        # `init_cfg` is not applied, nor its weights downloaded: callers load
-        # a checkpoint.
         model = copy.deepcopy(cfg.model)
-        # As mmengine's runner does.
-        if cfg.get('data_preprocessor'):
+        if cfg.get('data_preprocessor'):  # as mmengine's runner does
             model.setdefault('data_preprocessor',
                              copy.deepcopy(cfg.data_preprocessor))
         try:
@@ -202,17 +192,13 @@ LAYOUTS = dict.fromkeys(
 
 
 def missing_data(dataset: dict) -> str | None:
-    """A sentence on the missing files of a data set whose layout is known.
-
-    None if no files are known to be missing: other data sets may download
-    theirs, or report missing ones themselves.
-    """
-    inner = dataset.get('dataset') or dataset.get('datasets')
-    if inner is not None:
-        inner = inner if isinstance(inner, (list, tuple)) else [inner]
-        return next(filter(None, map(missing_data, inner)), None)
+    """A sentence on the missing files of a data set whose layout is known."""
+    if dataset.get('dataset'):
+        return missing_data(dataset['dataset'])
+    if dataset.get('datasets'):
+        return next(filter(None, map(missing_data, dataset['datasets'])), None)
     name = type_name(dataset)
-    if name not in LAYOUTS:
+    if name not in LAYOUTS:  # others may download theirs
         return None
     root = osp.expanduser(dataset.get('data_root') or '')
     prefixes = dataset.get('data_prefix') or {}
@@ -241,10 +227,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 
 def class_names(cfg: Config, meta: dict) -> list[str]:
-    """The classes of a checkpoint's ``meta``, else of the config's data sets.
-
-    Empty where neither names them.
-    """
+    """The classes of a checkpoint's ``meta``, else of the config's data."""
     trained = meta.get('dataset_meta') or meta
     names = trained.get('classes') or trained.get('CLASSES')
     for split in ('val', 'test', 'train'):

@@ -21,11 +21,7 @@ class WeightsError(UserError, RuntimeError):
 
 
 def exit_on_user_error(main: Callable) -> Callable:
-    """Make a tool print a :class:`UserError` as one line and exit with 1.
-
-    So it does with an ``OSError`` of a file or of a full disk, and with an
-    error of building a part of a config.
-    """
+    """Make a tool print what a user can correct as one line, and exit 1."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):

@@ -11,12 +11,7 @@ from .errors import UserError
 
 @contextmanager
 def write_beside(*paths: str | Path) -> Iterator[list[Path]]:
-    """Yield temporary paths that become ``paths`` on success.
-
-    They are in a temporary folder beside the first path, with the same names.
-    They are flushed to the disk and then renamed, in the given order. On an
-    exception the folder is removed and no path changes.
-    """
+    """Yield temporary paths that are flushed and renamed on success."""
     paths = [Path(path) for path in paths]
     try:
         with tempfile.TemporaryDirectory(
@@ -39,11 +34,7 @@ def write_beside(*paths: str | Path) -> Iterator[list[Path]]:
 def check_output(path: str | Path,
                  inputs: Iterable[str | Path] = (),
                  force: bool = False) -> None:
-    """Refuse an output file that cannot or must not be written.
-
-    These are a path in no writable folder, a folder, one of ``inputs`` and,
-    without ``force``, an existing file.
-    """
+    """Refuse an output file that cannot or must not be written."""
     path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f'cannot write to {path}: the folder {path.parent} '

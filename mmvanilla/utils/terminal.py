@@ -25,9 +25,7 @@ def some(names: Sequence, most: int = 3) -> str:
 
 def track(items: Iterable, what: str, total: int) -> Iterable:
     """Iterate over ``items``, with a progress bar on a terminal."""
-    if not sys.stderr.isatty():
-        return items
     from rich.console import Console
     from rich.progress import track
-    return track(
-        items, what, total, console=Console(stderr=True), transient=True)
+    return track(items, what, total, console=Console(stderr=True),
+                 transient=True, disable=not sys.stderr.isatty())

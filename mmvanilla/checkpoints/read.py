@@ -144,10 +144,7 @@ def official_prefix(state_dict) -> str | None:
 
 
 def check_content(content: dict, name: str, file: str | Path) -> None:
-    """Refuse what is no checkpoint, or has the keys of VanillaNet's authors.
-
-    ``file`` is the path of the checkpoint ``name``, for the error.
-    """
+    """Refuse what is no checkpoint, or has the keys of VanillaNet's authors."""
     _checked(content, name)
     parts = map(content.get, ('model_ema', 'model', 'state_dict'))
     if any(official_prefix(x) is not None for x in (content, *parts)):
@@ -231,8 +228,7 @@ def load_weights(model: nn.Module, name: str | Path) -> dict:
     """
     content = load_checkpoint(name)
     load_state_dict(model, content.get('state_dict', content), str(name))
-    meta = content.get('meta')
-    return meta if isinstance(meta, dict) else {}
+    return content.get('meta', {})
 
 
 def load_state_dict(model: nn.Module, state_dict: dict, source: str,
@@ -266,19 +262,17 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str,
             key.startswith('module.') for key in state_dict):
         # Wrappers such as DDP add this prefix.
         state_dict = {k[len('module.'):]: v for k, v in state_dict.items()}
-    found, errors = [], []  # torch returns either of them
-    hook = model.register_load_state_dict_post_hook(
-        lambda _, keys: found.extend(keys))
+    found = []  # keys that are missing and unexpected, errors of others
+    hook = model.register_load_state_dict_pre_hook(
+        lambda *args: found.extend(args[-3:]))
     try:
         # Layers may merge an earlier form while they load.
         model.load_state_dict(state_dict, strict=False)
-    except RuntimeError as e:  # an entry has another shape
-        lines = str(e).splitlines()
-        errors = lines[1:] or lines
+    except RuntimeError as e:
+        found[-1] = found[-1] or [str(e)]
     finally:
         hook.remove()
-    misfits, left_out = describe(model, *(found or ([], [])), errors,
-                                 'head' if start else None)
+    misfits, left_out = describe(model, *found, 'head' if start else None)
     if misfits and start and 'backbone.' not in misfits and any(
             key.startswith('backbone.') for key in state_dict):
         misfits += ('; to start from its backbone only, set model.backbone.'

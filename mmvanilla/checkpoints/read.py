@@ -144,7 +144,7 @@ def official_prefix(state_dict) -> str | None:
 
 
 def check_content(content: dict, name: str, file: str | Path) -> None:
-    """Refuse what is no checkpoint, or has the keys of VanillaNet's authors."""
+    """Refuse what is no checkpoint, or has the keys of the authors."""
     _checked(content, name)
     parts = map(content.get, ('model_ema', 'model', 'state_dict'))
     if any(official_prefix(x) is not None for x in (content, *parts)):

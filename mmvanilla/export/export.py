@@ -159,7 +159,7 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
             write(network, example, temporary[-1], format, precision,
                   dynamic_batch, dynamic_size, metadata, calibration)
             run = Exported(temporary[-1], format)
-            results = Results(cfg, unmerged, before, run, size, found.whole)
+            results = Results(cfg, unmerged, before, run, size, found)
             comparison = compare(results.reference, results.candidate, found,
                                  tol, precision, max_drop, WHAT,
                                  results.metrics)

@@ -15,6 +15,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from ..reparam.compare import Result
+from ..reparam.samples import Samples
 from ..utils.errors import UserError
 from .formats import FORMATS
 
@@ -106,11 +107,11 @@ class Results:
 
     def __init__(self, cfg: Config, model: nn.Module, network: nn.Module,
                  run: Exported, size: tuple[int, int] | None,
-                 whole: bool) -> None:
+                 samples: Samples) -> None:
         self.model, self.network = model, network
         self.run, self.size = run, size
-        self.count, self.evaluators = 0, []
-        if network.predicts and whole and cfg.get('val_evaluator'):
+        self.count, self.evaluators = len(samples.batches), []
+        if network.predicts and samples.whole and cfg.get('val_evaluator'):
             dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
             for _ in range(2):
                 evaluator = Evaluator(copy.deepcopy(cfg.val_evaluator))
@@ -124,7 +125,6 @@ class Results:
         if not self.network.predicts:
             return self._result(self.network(x))
         if self.evaluators:
-            self.count += 1
             self.evaluators[0].process(
                 self.model.test_step(copy.deepcopy(batch)), batch)
         # A sample without annotations, and of the size of the input.

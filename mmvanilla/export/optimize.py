@@ -4,11 +4,11 @@ import copy
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
 
 import torch
+from mmengine.utils import apply_to
 from torch import Tensor, nn
 
 from ..layers import find_layers
@@ -116,7 +116,8 @@ class OptimizedNetwork(nn.Module):
         # Some compiled operators of mmcv, for example RoIAlign on a CPU, read
         # the default memory format only. On a GPU, the next replay of a graph
         # would overwrite an output that is not a copy.
-        return _map(_copy if x.is_cuda else Tensor.contiguous, outputs)
+        return apply_to(outputs, torch.is_tensor,
+                        _copy if x.is_cuda else Tensor.contiguous)
 
 
 class GraphedNetwork(nn.Module):
@@ -145,31 +146,16 @@ class GraphedNetwork(nn.Module):
                                             like.device):
             return self.network(x)
         like.copy_(x)
-        self.replay()
-        return _map(_copy, self.outputs)
-
-    def replay(self) -> None:
-        """Compute again what the last input gave, without its copy."""
         self.graph.replay()
+        return apply_to(self.outputs, torch.is_tensor, _copy)
 
 
 def _copy(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _map(function: Callable, outputs):
-    if isinstance(outputs, Tensor):
-        return function(outputs)
-    maps, kind = [function(out) for out in outputs], type(outputs)
-    return kind(*maps) if hasattr(kind, '_fields') else kind(maps)
-
-
 class PackedConv2d(nn.Module):
-    """An ``nn.Conv2d`` with its weight in oneDNN's layout.
-
-    ``nn.Conv2d`` reorders its weight at every call, which for a 1x1
-    convolution of 4096 channels takes as long as the product itself.
-    """
+    """An ``nn.Conv2d`` that does not reorder its weight at every call."""
 
     def __init__(self, conv: nn.Conv2d, example: Tensor) -> None:
         super().__init__()

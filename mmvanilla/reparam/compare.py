@@ -50,9 +50,9 @@ class Comparison:
     notes: list[tuple[str, str]] = field(default_factory=list)
     _problem: str = ''
     _worst: str = ''
-    # The first reference; whether another differs (None: there is none).
+    # The first reference; whether one of the others differs.
     _first: dict[str, Tensor] = field(default_factory=dict)
-    _varies: dict[str, bool | None] = field(default_factory=dict)
+    _varies: dict[str, bool] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of each result, for a table."""
@@ -97,11 +97,10 @@ class Comparison:
     def _add_tensor(self, name: str, sample: int, a: Tensor, b: Tensor):
         where = f'{name} of sample {sample}'
         first = self._first.setdefault(name, a)
-        if first is a:
-            self._varies[name] = None
-        elif not self._varies[name]:
-            self._varies[name] = (first.shape != a.shape
-                                  or relative_error(first, a) > SAME)
+        if first is not a:
+            self._varies[name] = (
+                self._varies.get(name, False) or first.shape != a.shape
+                or relative_error(first, a) > SAME)
         if a.shape != b.shape:
             self._fail(f'{where} has shape {tuple(b.shape)}, not '
                        f'{tuple(a.shape)}')
@@ -152,14 +151,13 @@ class Comparison:
             return 'nothing was compared: ' + (
                 'the model detects nothing; lower its test_cfg.score_thr'
                 if self.counts else 'there are no outputs')
-        varying = [name for name, varies in self._varies.items() if varies]
-        if not varying and False in self._varies.values():
+        varying = {name for name, varies in self._varies.items() if varies}
+        if self._varies and not varying:
             return ('the reference outputs are the same for all samples, so '
                     'that comparing them shows nothing: use the weights of a '
                     'trained network, or other images')
-        features = [n for n in self._varies if n.startswith('feature')]
-        if len(features) < len(self._varies) and varying and (
-                set(varying) <= set(features)):
+        outputs = {x for x in self._varies if not x.startswith('feature')}
+        if outputs and not outputs & varying:
             self.notes.append(('the outputs are the same for all samples',
                                'compared by the feature maps'))
         return ''
@@ -251,9 +249,11 @@ def compare(reference: Callable[[dict], Result],
     for i, batch in enumerate(samples.batches, 1):
         results = [m(copy.deepcopy(batch)) for m in (reference, candidate)]
         found.add(i, *results)
-        label = _label(batch)
-        if label is not None and 'top-1 agreement' in found.counts:
-            right.append([r.prediction.pred_label.flatten().tolist() == [label]
+        sample, = batch.get('data_samples') or [{}]
+        label = sample.get('gt_label')
+        if label is not None and 'top-1 agreement' in found.counts and (
+                label.numel() == 1):  # not of several labels
+            right.append([torch.equal(r.prediction.pred_label, label)
                           for r in results])
     if right:
         found.accuracy['accuracy/top1'] = tuple(
@@ -261,11 +261,6 @@ def compare(reference: Callable[[dict], Result],
     found.metrics = metrics() if metrics else {}
     found.check(what, max_drop)
     return found
-
-
-def _label(batch: dict) -> int | None:
-    label = getattr((batch.get('data_samples') or [None])[0], 'gt_label', None)
-    return None if label is None or label.numel() != 1 else int(label)
 
 
 def relative_error(reference: Tensor, output: Tensor) -> float:
@@ -276,11 +271,7 @@ def relative_error(reference: Tensor, output: Tensor) -> float:
 
 def match_detections(a: InstanceData,
                      b: InstanceData) -> list[tuple[int, int]]:
-    """Pair, by index, two models' detections in one image.
-
-    In the order of ``a``, each detection gets the nearest of those in ``b``
-    that are free, of the same label and within both tolerances.
-    """
+    """Pair, by index, the detections of two models that agree in one image."""
     free = torch.ones(len(b), dtype=torch.bool)
     pairs = []
     for i in range(len(a)):

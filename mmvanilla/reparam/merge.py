@@ -4,7 +4,6 @@ import copy
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.utils import apply_to
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -152,10 +152,7 @@ def reparameterize(cfg: Config, checkpoint: str | Path, out: str | Path,
 
 def switch_loaded(model: nn.Module, checkpoint: str | Path,
                   form: str = 'deploy') -> int:
-    """Convert a model with a checkpoint's weights, in place.
-
-    Returns how many layers were converted; a UserError names the checkpoint.
-    """
+    """Convert a model with a checkpoint's weights, in place; count layers."""
     switch = dict(deploy=switch_to_deploy, finetune=switch_to_finetune)[form]
     try:
         return switch(model)
@@ -164,10 +161,7 @@ def switch_loaded(model: nn.Module, checkpoint: str | Path,
 
 
 def make_deploy_config(cfg: Config, form: str = 'deploy') -> Config:
-    """A new config that builds a later form of a config's model.
-
-    Without pretrained weights, ``load_from``, ``resume`` and unused hooks.
-    """
+    """A new config that builds a later form of a config's model."""
     cfg = copy.deepcopy(cfg)
     argument, types, unused_hooks = FORMS[form]
     _convert(cfg.model, types, argument)
@@ -200,12 +194,7 @@ def _convert(node, types: tuple, argument: dict) -> None:
 
 def compare_layers(reference: nn.Module, converted: nn.Module,
                    what: str) -> None:
-    """Raise UserError unless exactly a model's layers were converted.
-
-    Weights of other modules are compared bit by bit. Layers are compared one
-    by one in float64, where errors show that do not change a network's
-    outputs.
-    """
+    """Raise UserError unless exactly a model's layers were converted."""
     layers = find_layers(reference)
     inside = tuple(f'{name}.' if name else '' for name in layers)
     weights, others = reference.state_dict(), converted.state_dict()
@@ -216,6 +205,7 @@ def compare_layers(reference: nn.Module, converted: nn.Module,
             raise UserError(f'{what}: {key} has changed, although it belongs '
                             'to no converted layer')
     generator = torch.Generator().manual_seed(0)
+    # In float64, errors show that do not change a network's outputs.
     for name, layer in layers.items():
         # The first convolution of a layer has the layer's input channels.
         conv = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
@@ -234,12 +224,9 @@ def compare_layers(reference: nn.Module, converted: nn.Module,
 
 
 def _compared_modules(model: nn.Module) -> list[str]:
-    """Names of the modules whose outputs are compared.
-
-    These are the converted layers, backbone, neck and all modules of heads
-    that have weights. Second stages get the proposals of their own model, so
-    they are compared by their predictions.
-    """
+    """Converted layers, backbone, neck and modules of heads with weights."""
+    # Second stages get the proposals of their own model: they are compared by
+    # their predictions.
     layers = find_layers(model)
     inside = tuple(f'{name}.' for name in ('backbone', 'neck', *layers))
     return [name for name, module in model.named_modules()
@@ -259,7 +246,10 @@ def _run(model: nn.Module, names: list[str], batch: dict) -> Result:
         kind = 'output'
         if name.startswith(('backbone', 'neck')):
             kind = 'feature map'
-        for i, tensor in enumerate(_tensors(output), 1):
+        found = []
+        apply_to(output, lambda x: isinstance(x, Tensor)
+                 and x.is_floating_point(), found.append)
+        for i, tensor in enumerate(found, 1):
             key = f'{kind} {i} of call {calls[name]} of {name}'
             tensors[key] = tensor.clone()  # it may be changed in place
 
@@ -270,16 +260,6 @@ def _run(model: nn.Module, names: list[str], batch: dict) -> Result:
             stack.callback(handle.remove)
         prediction, = model.test_step(batch)
     return Result(tensors, prediction)
-
-
-def _tensors(output) -> Iterator[Tensor]:
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)
-    elif isinstance(output, Tensor) and output.is_floating_point():
-        yield output
 
 
 def _measure(model: nn.Module, batch: dict) -> dict[str, float]:

@@ -54,12 +54,7 @@ class Samples:
 
 def find_samples(cfg: Config, number: int, split: str = 'val',
                  test_pipeline: bool = False) -> Samples:
-    """Read samples that are spread over one of a config's data sets.
-
-    These are a seeded random subset in the order of the data set, of 'train',
-    'val' or 'test'; with ``test_pipeline`` they go through the pipeline of the
-    test set. They are random images if the data are not there.
-    """
+    """Read samples spread over a config's data; random images without any."""
     if number < 1:
         raise UserError(f'the number of samples must be positive: {number}')
     given = cfg.get(f'{split}_dataloader') or {}

@@ -8,6 +8,7 @@ import stat
 import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from mmengine.logging import print_log
@@ -31,10 +32,6 @@ def _is_visible(name: str) -> bool:
     return name[0] != '.' and name not in IGNORED
 
 
-def _identity(info: os.stat_result) -> tuple[int, int]:
-    return info.st_dev, info.st_ino
-
-
 def find_images(folder: Path, others: Counter | None = None,
                 within: Sequence[str] = ('', )) -> list[str]:
     """Sorted paths, relative to ``folder``, of the images below it.
@@ -46,7 +43,7 @@ def find_images(folder: Path, others: Counter | None = None,
     others = Counter() if others is None else others
     images, paths, links = [], deque(within), deque()
     root = folder.resolve()
-    seen = {_identity(os.stat(x)) for x in (root, *root.parents)}
+    seen = {(x.st_dev, x.st_ino) for x in map(os.stat, (root, *root.parents))}
     while paths or links:
         path = (paths or links).popleft()
         full = os.path.join(folder, path)
@@ -55,8 +52,9 @@ def find_images(folder: Path, others: Counter | None = None,
         except OSError:
             others['broken link'] += 1
             continue
+        file = info.st_dev, info.st_ino
         suffix = os.path.splitext(path)[1].lower()
-        if _identity(info) in seen and path not in within:
+        if file in seen and path not in within:
             others['link to others'] += 1
         elif stat.S_ISDIR(info.st_mode):
             for entry in sorted(os.scandir(full), key=lambda x: x.name):
@@ -69,7 +67,7 @@ def find_images(folder: Path, others: Counter | None = None,
             others['empty'] += 1
         else:
             images.append(path)
-        seen.add(_identity(info))
+        seen.add(file)
     return sorted(images)
 
 
@@ -80,30 +78,24 @@ def list_counts(counts: Counter) -> str:
 
 def find_folders(folder: Path) -> list[str]:
     """Sorted names of the folders in ``folder``, without hidden ones."""
-    return sorted(
-        p.name for p in folder.iterdir() if p.is_dir() and _is_visible(p.name))
+    return sorted(x.name for x in os.scandir(folder)
+                  if x.is_dir() and _is_visible(x.name))
 
 
 def find_splits(root: Path) -> dict[str, list[str]]:
     """The folders in ``root`` that are splits, as ``{'val': ['Valid']}``.
 
-    Empty if its folders are classes. Names as ``seg_train`` and ``seg_test``,
-    which differ in that word only, are splits too.
+    Empty if its folders are classes.
     """
-    folders = find_folders(root)
-    alike = defaultdict(lambda: defaultdict(list))
+    found, folders = defaultdict(list), find_folders(root)
     for name in folders:
         word = SPLIT.search(name)
         if word:
-            rest = name[:word.start()] + name[word.end():]
-            alike[rest.lower()][word.lastgroup].append(name)
-    found = max(alike.values(), key=len, default={})
-    if len(found) < 2:
-        found = alike.get('', {})
-        # One of several folders, without folders in it, is a class.
-        if len(folders) > 2 and not any(
-                find_folders(root / x) for y in found.values() for x in y):
-            found = {}
+            found[word.lastgroup].append(name)
+    # One of several folders, without folders in it, is a class.
+    if len(found) == 1 and len(folders) > 2 and not any(
+            find_folders(root / x) for x in chain(*found.values())):
+        found.clear()
     return dict(found)
 
 
@@ -115,20 +107,34 @@ def class_name(folder: str) -> str:
     return unicodedata.normalize('NFC', folder)
 
 
-def read_splits(root: Path, seed: int = 0, others: Counter | None = None
+def read_splits(root: Path, seed: int = 0, others: Counter | None = None,
+                needed: Sequence[str] = ('train', 'val')
                 ) -> dict[str, dict[str, list[str]]]:
     """The images of 'train' and 'val', relative to ``root``, by class.
 
     Without folders of splits, a fifth of each class, at least one image, is
-    held out for 'val', chosen by a hash of seed and file name.
+    held out for 'val', chosen by a hash of seed and file name. With some, the
+    needed ones must be among them.
     """
+    if not root.is_dir():
+        raise UserError(f'no folder {root}: it should hold one folder of '
+                        'images for each class')
     others = Counter() if others is None else others
-    found = find_splits(root)
+    folders, found = find_folders(root), find_splits(root)
+    if found and any(len(found.get(x, ())) != 1 for x in needed):
+        raise UserError(
+            f'{root} must hold both train and val, or neither, but holds '
+            f'{some(folders, 6)}: to hold out a fifth of one of them, give '
+            'that; if they are classes, move them into folders train and val')
     places = {name: split for split in ('train', 'val')
               for name in found.get(split, ())} if found else {'': 'train'}
+    for name in folders:
+        if found and name not in places:
+            others[f'folder {name}'] += 1
+        elif not found and len(find_splits(root / name)) > 1:
+            raise UserError(f'{root / name} holds splits: did you mean that '
+                            'folder? Splits belong above the classes')
     splits = dict(train={}, val={})
-    for name in {*find_folders(root)} - {*places} if found else ():
-        others[f'folder {name}'] += 1
     for place, split in places.items():
         for name in find_folders(root / place):
             splits[split][class_name(name)] = []
@@ -139,13 +145,12 @@ def read_splits(root: Path, seed: int = 0, others: Counter | None = None
             splits[places[place]][class_name(folders[0])].append(image)
         else:
             others['in no class'] += 1
-    if not found:
-        for name, images in splits['train'].items():
-            ranked = sorted(images, key=lambda image: hashlib.sha256(
-                os.fsencode(f'{seed}/{image}')).digest())
-            held_out = {*ranked[:max(1, round(len(images) / 5))]}
-            splits['val'][name] = [x for x in images if x in held_out]
-            splits['train'][name] = [x for x in images if x not in held_out]
+    for name, images in () if found else splits['train'].items():
+        ranked = sorted(images, key=lambda image: hashlib.sha256(
+            os.fsencode(f'{seed}/{image}')).digest())
+        held_out = {*ranked[:max(1, round(len(images) / 5))]}
+        splits['val'][name] = [x for x in images if x in held_out]
+        splits['train'][name] = [x for x in images if x not in held_out]
     return splits
 
 
@@ -185,11 +190,7 @@ class ImageFolderDataset(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """List the images of the split, class by class."""
         root = Path(self.data_root).expanduser()
-        try:
-            classes = read_splits(root, self.seed)[self.split]
-        except FileNotFoundError as e:
-            raise UserError(f'no folder {e.filename}: it should hold one '
-                            'folder of images for each class') from e
+        classes = read_splits(root, self.seed, None, [self.split])[self.split]
         labels = {class_name(x): i for x, i in self.class_to_idx.items()}
         for name in classes.keys() - labels.keys():
             raise UserError(f'{root} holds the class {name}, which is not one '

@@ -24,9 +24,11 @@ from ..utils.configs import (
 )
 from ..utils.errors import UserError
 from .console import ConsoleHook
-from .own_data import WORLD_SIZE
 from .weights import WeightsHook
 
+# Where each launcher says how many processes it started.
+WORLD_SIZE = dict(
+    pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
 # Beginnings of errors that a user can correct, and how.
 KNOWN_ERRORS = {
     'Expected more than 1 value per channel when training, got input size':

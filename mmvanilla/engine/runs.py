@@ -22,8 +22,13 @@ from ..utils.files import check_output, write_beside
 from .checks import check_run
 from .fonts import font_for
 from .hooks.deep_training_hook import unwrap_model
-from .launch import read_run_config, running, set_loader_defaults
-from .own_data import WORLD_SIZE, use_image_folder
+from .launch import (
+    WORLD_SIZE,
+    read_run_config,
+    running,
+    set_loader_defaults,
+)
+from .own_data import use_image_folder
 from .resume import ResumeHook, check_resumable, find_checkpoint
 from .schedules import check_schedules
 

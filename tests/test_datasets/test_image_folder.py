@@ -112,7 +112,8 @@ def write(root, *names):
     ('train/x bus car', dict(train='train')),
     ('train bus', dict(train='train')),
     ('train bus car', {}), ('Test ant bee', {}),
-    ('train_station test_tube lake', {}), ('trains vale contest', {}),
+    ('train_station lake sea', {}), ('trains vale contest', {}),
+    ('train val test', dict(train='train', val='val', test='test')),
 ])
 def test_which_folders_are_splits(tmp_path, folders, splits):
     for name in folders.split():

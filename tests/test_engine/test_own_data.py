@@ -147,19 +147,16 @@ def test_which_folders_are_classes(tmp_path, classes, topk):
     ('cat/1.png cat/2.png dog/.1.png emu/1.heic ', 'no image of dog, emu for '
      'train: each class needs one for train and one for val, .* ends in .jpg'),
     ('TRAIN/a/1.png Testing/a/1.png', 'both train and val, or neither, but '
-     'holds TRAIN, Testing: to hold out a fifth of .*TRAIN, give that; if'),
-    ('bus/1.png Test/a/1.png van/1.png', 'but holds Test, bus, van: if they '),
+     'holds TRAIN, Testing: to hold out a fifth of one of them'),
+    ('bus/1.png Test/a/1.png van/1.png', 'holds Test, bus, van: .*if they '),
     ('train/a/1.png Train/a/1.png val/a/1.png', 'but holds Train, train, val'),
     ('photos/cat/1.png photos/dog/1.png', 'holds photos: did you mean .*/pho'),
-    ('old/train/cat/1.png old/val/cat/1.png', 'did you mean .*/old'),
-    ('cat/train/1.png cat/test/1.png dog/1.png', '/cat holds splits, which'),
+    ('old/train/cat/1.png old/val/cat/1.png', '/old holds splits: did you '),
+    ('cat/train/1.png cat/test/1.png dog/1.png', '/cat holds splits.* above'),
     ('train/1.png val/1.png', 'but holds none; .* left out: 2 in no class'),
     ('train/a/1.png val/b/1.png c/1.png', 'no image of b for train: .*folder'),
     ('train/cat/1.png train/dog/1.png val/cat/1.png val/dog/.1.png',
      'no image of dog for val'),
-    ('cat/1.png cat/2.png dog/1.png dog/2.png',
-     r'2 images for training are fewer than a batch of 4: .*'
-     r'--cfg-options train_dataloader\.batch_size=2'),
 ])
 def test_refusals(tmp_path, files, message):
     write_images(tmp_path, *files.split())
@@ -167,18 +164,11 @@ def test_refusals(tmp_path, files, message):
         use_image_folder(narrow(), str(tmp_path))
 
 
-def test_other_refusals(photos, monkeypatch):
+def test_other_refusals(photos):
     with pytest.raises(UserError, match='no folder .*nowhere'):
         use_image_folder(narrow(), 'nowhere')
     with pytest.raises(UserError, match='is for classification'):
         use_image_folder(Config(dict(default_scope='mmdet')), str(photos))
-    cfg = narrow()
-    cfg.launcher = 'slurm'
-    monkeypatch.setenv('SLURM_NTASKS', '8')
-    use_image_folder(cfg, str(photos))  # 33 images for training
-    monkeypatch.setenv('SLURM_NTASKS', '9')
-    with pytest.raises(UserError, match='batch of 4 x 9: .*batch_size=2'):
-        use_image_folder(cfg, str(photos))
 
 
 def test_what_is_left_out_is_said(photos, tmp_path):
@@ -202,8 +192,8 @@ def test_what_is_left_out_is_said(photos, tmp_path):
 
 
 @pytest.mark.parametrize('counts, balanced', [
-    # The square root of the imbalance is left, in whole repetitions.
-    ((64, 16, 4), (64, 32, 16)), ((20, 19, 18), (20, 19, 18))])
+    # The square root of what is below the half, in whole repetitions.
+    ((64, 16, 4), (64, 32, 12)), ((20, 19, 18), (20, 19, 18))])
 def test_balance(tmp_path, counts, balanced):
     write_images(tmp_path, *(f'{part}/{name}/{i}.png' for part in (
         'train', 'val') for name, n in zip('abc', counts) for i in range(n)))

@@ -29,8 +29,8 @@ from .launch import (
     set_loader_defaults,
 )
 from .own_data import use_image_folder
-from .resume import ResumeHook, check_resumable, find_checkpoint
 from .schedules import check_schedules
+from .weights import check_resumable, find_checkpoint
 
 
 def train(config: str, resume: str | None = None, amp: bool = False,
@@ -74,7 +74,6 @@ def train(config: str, resume: str | None = None, amp: bool = False,
         for note in notes:
             runner.logger.warning(note)
         check_run(runner)
-        runner.register_hook(ResumeHook())
         check_schedules(runner)
         runner.train()
     return runner

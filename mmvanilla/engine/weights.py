@@ -1,25 +1,36 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Check the weights that a run starts from."""
+"""Find the checkpoint to resume from, and check what a run loads."""
+import re
 from pathlib import Path
 
+import torch
 from mmengine.hooks import Hook
 
-from ..checkpoints import leave_out_configs, load_state_dict
+from ..checkpoints import (
+    leave_out_configs,
+    load_checkpoint,
+    load_state_dict,
+    safe_reading,
+)
 from ..checkpoints.read import check_content
 from ..utils.errors import UserError
+from ..utils.terminal import some
+from .class_names import class_names
 from .hooks.deep_training_hook import unwrap_model
 
 
 class WeightsHook(Hook):
     """Refuse weights that do not fit, where mmengine logs them and goes on."""
 
-    priority = 'VERY_HIGH'  # before EMAHook copies the loaded weights
+    priority = 'HIGHEST'  # before EMAHook copies the loaded weights
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Load the weights strictly, except for a head of other classes."""
         source, resume = str(runner.cfg.load_from), runner.cfg.get('resume')
         check_content(checkpoint, source, Path(source).absolute())
         leave_out_configs(checkpoint)  # mmengine would run them as Python
+        if resume:
+            _compare(runner, source, checkpoint['meta'])
         if hasattr(runner, 'strategy'):  # may have sharded the parameters
             return
         model = unwrap_model(runner.model)
@@ -43,3 +54,65 @@ class WeightsHook(Hook):
             if hasattr(hook, 'ema_model') and 'ema_state_dict' in checkpoint:
                 load_state_dict(hook.ema_model, checkpoint['ema_state_dict'],
                                 f'ema_state_dict of {source}')
+
+
+def _compare(runner, source: str, meta: dict) -> None:
+    """Refuse other classes; warn where nothing is left to train."""
+    old = list((meta.get('dataset_meta') or {}).get('classes') or ())
+    new = class_names(runner.train_dataloader.dataset)
+    if old and new and old != new:
+        if len(old + new) > 24:  # those that differ
+            old, new = ([f'{len(names)} names'] + [
+                f'{i}: {x}' for i, x in enumerate(names)
+                if [x] != others[i:i + 1]]
+                for names, others in ((old, new), (new, old)))
+        raise UserError(
+            f'cannot resume from {source}: its classes are {some(old, 12)}, '
+            f'but those of the data {some(new, 12)}; use the same data, or '
+            f'start from its weights with --cfg-options load_from={source}')
+    loop = runner.train_loop
+    unit = 'epoch' if hasattr(loop, 'run_epoch') else 'iter'
+    most = getattr(loop, f'max_{unit}s')
+    if meta[unit] >= most:
+        runner.logger.warning(
+            f'{source} has trained {meta[unit]} of {most} {unit}s: nothing is '
+            f'left to do; a larger train_cfg.max_{unit}s goes on.')
+
+
+def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
+    """The last checkpoint that can be resumed, and why later ones cannot."""
+    numbers = {path: int(path.stem.rpartition('_')[2])
+               for path in Path(work_dir).glob('*.pth')
+               if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
+    saved, reasons = {}, []
+    for path in sorted(numbers, key=numbers.get, reverse=True):
+        # Numbers mislead after an earlier run, times of files in a copy.
+        try:
+            with safe_reading(str(path)):
+                meta = torch.load(path, 'cpu', mmap=True)['meta']
+            saved[path] = str(meta.get('time')), numbers[path]
+        except Exception as e:
+            text = str(e)
+            reasons.append(text if str(path) in text else f'{path}: {text}')
+    for path in sorted(saved, key=saved.get, reverse=True):
+        try:
+            check_resumable(str(path))
+            return str(path), reasons
+        except UserError as e:
+            reasons.append(str(e))
+    raise UserError('; '.join([
+        f'nothing to resume in {work_dir}: it holds no checkpoint epoch_N.pth '
+        'or iter_N.pth that reads whole; name the right --work-dir, or train '
+        'without --resume', *reasons]))
+
+
+def check_resumable(checkpoint: str) -> None:
+    """Refuse a checkpoint that holds no state of a training run."""
+    content = load_checkpoint(checkpoint)
+    if not all(isinstance(content.get(x), dict)
+               for x in ('optimizer', 'message_hub', 'meta')):
+        raise UserError(
+            f'cannot resume from {checkpoint}: it holds no state of the '
+            'optimizer, as merged, best and official ones; resume from an '
+            'epoch_N.pth or iter_N.pth, or start from its weights with '
+            f'--cfg-options load_from={checkpoint}')

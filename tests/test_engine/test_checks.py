@@ -11,8 +11,8 @@ from tiny import assert_same_weights, read, tiny_cfg
 from tiny import train as train_unchecked
 
 from mmvanilla.engine.console import read_curves
-from mmvanilla.engine.resume import check_resumable, find_checkpoint
 from mmvanilla.engine.runs import train
+from mmvanilla.engine.weights import check_resumable, find_checkpoint
 from mmvanilla.utils.errors import UserError
 
 _numbers = itertools.count()
@@ -127,7 +127,7 @@ def test_resuming_with_other_data(tmp_path, capfd):
     for names, message in [
             (digits[::-1], '0, 1, .*, 8, 9, but those .*9, 8, .*, 1, 0;'),
             ([f'digit {i}' for i in range(50)],
-             '50 names, 0: digit 0, 1: digit 1, .* and 44 more;')]:
+             '50 names, 0: digit 0, 1: digit 1, .* and 39 more;')]:
         cfg = tiny_cfg(tmp_path / 'other', epochs=2)
         cfg.train_dataloader.dataset.metainfo = dict(classes=names)
         cfg.model.head.num_classes = len(names)
@@ -136,8 +136,7 @@ def test_resuming_with_other_data(tmp_path, capfd):
 
 
 @pytest.mark.parametrize('damage', [
-    dict(optimizer=[1]), dict(message_hub=dict(log_scalars=3)),
-    dict(meta=dict(epoch='1', iter=4)), dict(optimizer=dict(state={}))])
+    dict(optimizer=[1]), dict(message_hub=3)])
 def test_states_of_other_types(tmp_path, damage):
     content = dict(state_dict={}, message_hub=dict(
         log_scalars={}, runtime_info={}, resumed_keys={}),
@@ -145,7 +144,7 @@ def test_states_of_other_types(tmp_path, damage):
     torch.save(content, tmp_path / 'epoch_1.pth')
     assert find_checkpoint(str(tmp_path))[0] == str(tmp_path / 'epoch_1.pth')
     torch.save(content | damage, tmp_path / 'epoch_1.pth')
-    with pytest.raises(UserError, match='is not what mmengine writes'):
+    with pytest.raises(UserError, match='holds no state of the optim'):
         check_resumable(str(tmp_path / 'epoch_1.pth'))
     with pytest.raises(UserError, match='nothing to resume'):
         find_checkpoint(str(tmp_path))

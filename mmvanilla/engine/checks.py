@@ -1,22 +1,21 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Find before the first epoch what would fail, or be wrong unseen, later."""
 import copy
-import io
 import logging
 import random
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric, DumpResults, Evaluator
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.runner import ValLoop, autocast
 from mmengine.structures import InstanceData
-from mmengine.utils import apply_to, is_method_overridden
+from mmengine.utils import is_method_overridden
 from mmpretrain.models import BaseClassifier
 from torch import nn
 
@@ -25,7 +24,7 @@ from ..utils.configs import type_name
 from ..utils.errors import UserError
 from ..utils.terminal import some
 from .class_names import check_class_names, class_names
-from .hooks.deep_training_hook import unwrap_model
+from .hooks.deep_training_hook import flatten, unwrap_model
 from .hooks.reparameterize_hook import ReparameterizeHook
 from .launch import explain
 
@@ -86,15 +85,14 @@ def _check(runner, tried: list) -> None:
 
 @contextmanager
 def _undone(runner, model: nn.Module) -> Iterator[None]:
-    """Keep random numbers and modes; log and print nothing."""
+    """Keep random numbers and modes; log nothing."""
     modes = {module: module.training for module in model.modules()}
     python, numpy = random.getstate(), np.random.get_state()
     level, device = runner.logger.level, next(model.parameters()).device
     runner.logger.setLevel(logging.CRITICAL)
     try:
         with torch.random.fork_rng([device] * (device.type == 'cuda')), (
-                torch.no_grad()), redirect_stdout(io.StringIO()), (
-                warnings.catch_warnings()):
+                torch.no_grad()), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             model.eval()
             yield
@@ -109,13 +107,13 @@ def _undone(runner, model: nn.Module) -> Iterator[None]:
 def _check_loader(name: str, loop) -> None:
     loader = loop.dataloader
     sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
-    kinds = {kind.__name__ for kind in type(sampler).__mro__}
-    if kinds & {'InfiniteSampler', 'MultiSourceSampler'} and (
+    kind = type(sampler).__name__
+    if kind in ('InfiniteSampler', 'MultiSourceSampler') and (
             name == 'val' or hasattr(loop, 'run_epoch')):
         raise UserError(
-            f'{name}_dataloader.sampler is {type(sampler).__name__}, with '
-            'which an epoch never ends: use DefaultSampler, or, to train, a '
-            'loop of iterations (by_epoch=False and max_iters in train_cfg)')
+            f'{name}_dataloader.sampler is {kind}, with which an epoch never '
+            'ends: use DefaultSampler, or, to train, a loop of iterations '
+            '(by_epoch=False and max_iters in train_cfg)')
     if hasattr(loader.dataset, '__len__') and not len(loader):
         raise UserError(
             f'{name}_dataloader yields no batch of {loader.batch_size} from '
@@ -140,25 +138,19 @@ def _batches(name: str, loop, tried: list) -> Iterator:
 def _validate(runner, model: nn.Module, tried: list) -> dict | None:
     """The metrics of two batches; None where a loop does more than that."""
     loop, ids, found = runner.val_loop, [], {}
-    evaluator = copy.copy(loop.evaluator)
-    if (type(loop), type(evaluator)) != (ValLoop, Evaluator) or any(
+    if (type(loop), type(loop.evaluator)) != (ValLoop, Evaluator) or any(
             is_method_overridden('evaluate', BaseMetric, x)
-            for x in evaluator.metrics) or any(
-            is_method_overridden(method, Hook, hook) for hook in runner.hooks
-            if not type(hook).__module__.startswith('mmengine.')
-            for method in ('before_val', 'before_val_epoch')):
+            for x in loop.evaluator.metrics):
         return None
-    try:  # Annotations may be gigabytes: they are shared.
-        evaluator.metrics = [copy.deepcopy(metric, {
-            id(x): x for x in vars(metric).values() if hasattr(x, 'anns')})
-            for metric in evaluator.metrics
-            if not isinstance(metric, DumpResults)]
-    except TypeError:  # of a metric with an open file
-        return None
-    names = ', '.join(type(x).__name__ for x in evaluator.metrics)
+    evaluator = runner.build_evaluator(copy.deepcopy(runner.cfg.val_evaluator))
+    evaluator.dataset_meta = getattr(loop.dataloader.dataset, 'metainfo', None)
+    metrics = evaluator.metrics = [
+        x for x in evaluator.metrics if not isinstance(x, DumpResults)]
+    names = ', '.join(type(x).__name__ for x in metrics)
     for batch in _batches('val', loop, tried):
         with autocast(enabled=loop.fp16):
-            outputs = model.val_step(batch)
+            outputs = [x.cpu() if hasattr(x, 'cpu') else x
+                       for x in model.val_step(batch)]
         for sample in outputs:
             ids.append(getattr(sample, 'img_id', None))
             boxes = getattr(sample, 'pred_instances', None)
@@ -168,23 +160,20 @@ def _validate(runner, model: nn.Module, tried: list) -> dict | None:
                     k: v.new_zeros(1, *v.shape[1:]) for k, v in boxes.items()})
         tried.append(f'val_evaluator ({names}), tried on a few samples: ')
         evaluator.process(outputs, batch)
-    for metric in evaluator.metrics:
+    for metric in metrics:
         if type(metric).__name__ == 'CocoMetric':  # for all images otherwise
             metric.img_ids, metric.outfile_prefix = ids, None
         # `evaluate` would wait for other processes.
-        values = metric.compute_metrics(apply_to(
-            metric.results, lambda x: hasattr(x, 'cpu'), lambda x: x.cpu()))
-        found |= {'/'.join(filter(None, (metric.prefix, key))): value
-                  for key, value in values.items()}
+        for key, value in metric.compute_metrics(metric.results).items():
+            found['/'.join(filter(None, (metric.prefix, key)))] = value
     return found
 
 
 def _check_monitors(runner, metrics: dict) -> None:
     """Compare names of metrics with those that validation gives."""
-    schedules = runner.cfg.get('param_scheduler') or []
-    schedules = [schedules] if isinstance(schedules, dict) else schedules
     wanted = [(f'{type_name(x)}.monitor', x.get('monitor', 'loss'))
-              for x in schedules if 'Plateau' in type_name(x)]
+              for x in flatten(runner.cfg.get('param_scheduler'))
+              if 'Plateau' in type_name(x)]
     for hook in runner.hooks:
         if isinstance(hook, EarlyStoppingHook):
             wanted.append(('EarlyStoppingHook.monitor', hook.monitor))

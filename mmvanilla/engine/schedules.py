@@ -32,9 +32,6 @@ def check_schedules(runner) -> None:
     the config, and warns of what does not fit before the first epoch.
     """
     runner.register_hook(_ScheduleHook())
-    if runner.train_loop.max_iters < 1:
-        raise UserError('train_cfg has no iteration: raise max_epochs or '
-                        'max_iters, or use more data')
     for cfg in flatten(runner.param_schedulers):
         _length(runner, cfg)
 
@@ -138,33 +135,30 @@ def _problem(runner, cfgs: list[dict], base: float) -> str | None:
     schedulers, longer = [], False
     for cfg in map(dict, cfgs):
         total = _length(runner, cfg)
+        if cfg.get('total_steps', total) < total:
+            raise UserError('param_scheduler: its total_steps are fewer than '
+                            'those of the run')
         times = {k: torch.tensor(cfg[k]) for k in TIMES if cfg.get(k)}
-        longer |= 'factor' not in cfg and any(
-            x.max() > total for x in times.values())
+        longer |= any(x.max() > total for x in times.values())
         if not cfg.get('by_epoch', True):
             cfg.update({k: (x * samples / length).ceil().int().tolist()
                         for k, x in times.items()})
             cfg['end'] = max(cfg['end'], cfg.get('begin', 0) + 2)
         schedulers.append(PARAM_SCHEDULERS.build(cfg, default_args=defaults))
     optimizer.step()  # which schedulers warn of, if it comes after theirs
-    try:
-        rates = torch.tensor([
-            optimizer.param_groups[0]['lr']
-            for _ in _walk(schedulers, epochs * samples, samples)
-        ], dtype=torch.float64)
-    except ValueError as e:
-        raise UserError('param_scheduler: its total_steps are fewer than '
-                        'those of the run') from e
+    rates = torch.tensor([
+        optimizer.param_groups[0]['lr']
+        for _ in _walk(schedulers, epochs * samples, samples)
+    ], dtype=torch.float64)
     peak, last = rates.max().item(), rates[-1].item()
     falling = rates[(rates >= 0.99 * peak).nonzero()[0]:]
     rise = (falling - falling.cummin(0).values).max().item()
     low = rates <= max(last, peak / 1000) * 1.001
     flat = low.flip(0).cumprod(0).double().mean().item()
     names = str([type_name(x) for x in cfgs])
-    small, long = (0.05, 0.4) if 'Step' in names else (0.5, 0.15)
     if rise > 0.05 * peak and 'Restart' not in names:
         return 'falls and rises again'
-    if last < small * peak and flat > max(long, by_epoch * 1.5 / epochs):
+    if last < 0.09 * peak and flat > (0.4 if 'Step' in names else 0.15):
         return f'is only {last:.2g} for the last {flat:.0%} of the run'
     if longer and last > peak / 10:
         return (f'is {last:.2g}, {last / max(peak, base):.0%} of its maximum, '

@@ -53,7 +53,7 @@ class Exported:
             raise UserError(
                 f'{self.path} needs an input of shape {self.shape}, where -1 '
                 f'is any number, but got {list(images.shape)}')
-        return list(self._run(images.contiguous()))
+        return [*map(torch.as_tensor, self._run(images.contiguous()))]
 
 
 def _format_of(path: Path) -> str | None:

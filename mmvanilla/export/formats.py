@@ -25,7 +25,7 @@ class Format:
     precisions: tuple[str, ...]
     # (network, example, path, metadata, calibration images) -> None
     write: Callable
-    # (path, threads) -> (a callable from (N, C, H, W) to tensors, metadata)
+    # (path, threads) -> (a callable from (N, C, H, W) to arrays, metadata)
     open: Callable
 
 
@@ -63,11 +63,7 @@ def write(network: nn.Module, example: Tensor, path: Path, format: str,
           precision: str = 'fp32', dynamic_batch: bool = False,
           dynamic_size: bool = False, metadata: dict | None = None,
           calibration: list[Tensor] | None = None) -> None:
-    """Write a network, in eval mode, for inputs like the example.
-
-    ``precision`` and ``input_shape``, with -1 for what is dynamic, are added
-    to the metadata.
-    """
+    """Write a network, in eval mode, for inputs like the example."""
     n, c, *size = example.shape
     metadata = dict(metadata or {}, precision=precision, input_shape=[
         -1 if dynamic_batch else n, c, *([-1, -1] if dynamic_size else size)])

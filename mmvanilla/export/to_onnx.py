@@ -5,7 +5,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -80,20 +79,12 @@ def open_file(path: Path, threads: int | None):
     session = ort.InferenceSession(
         str(path), options, providers=['CPUExecutionProvider'])
     properties = session.get_modelmeta().custom_metadata_map
-
-    def run(x: Tensor) -> list[Tensor]:
-        outputs = session.run(None, dict(input=x.numpy()))
-        return [torch.from_numpy(np.array(out)) for out in outputs]
-
-    return run, {key: json.loads(value) for key, value in properties.items()}
+    return lambda x: session.run(None, dict(input=x.numpy())), {
+        key: json.loads(value) for key, value in properties.items()}
 
 
 class FixedMaxPool2d(nn.AdaptiveMaxPool2d):
-    """``nn.AdaptiveMaxPool2d`` for ONNX, which has no operator for it.
-
-    Windows are padded to the size of the largest by repeating their last row
-    and column.
-    """
+    """``nn.AdaptiveMaxPool2d`` for ONNX, which has no operator for it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H', W')."""
@@ -105,7 +96,7 @@ class FixedMaxPool2d(nn.AdaptiveMaxPool2d):
 
 
 def _windows(size_in: int, size_out: int | None) -> Tensor:
-    """Indices of each window, (size_out, largest window)."""
+    """Indices of each window, whose last one is repeated up to the largest."""
     size_out = size_out or size_in
     ends = [(i * size_in // size_out, -(-(i + 1) * size_in // size_out))
             for i in range(size_out)]

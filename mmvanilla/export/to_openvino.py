@@ -4,8 +4,6 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
@@ -16,10 +14,7 @@ NAMESPACE = 'mmvanilla'  # of the metadata, in the model's rt_info
 
 def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
           calibration: list[Tensor] | None) -> None:
-    """Write a network; see :func:`mmvanilla.export.formats.write`.
-
-    bf16 is written as float32: OpenVINO rounds when it compiles the file.
-    """
+    """Write a network; see :func:`mmvanilla.export.formats.write`."""
     import openvino as ov
     source = onnx_model(network, example, metadata)
     model = ov.convert_model(io.BytesIO(source.SerializeToString()))
@@ -31,7 +26,8 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
             subset_size=len(calibration))
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), [NAMESPACE, key])
-    # By default the weights would be rounded to half precision.
+    # By default the weights would be rounded to half precision. Those of bf16
+    # are rounded when the file is compiled.
     ov.save_model(model, path, compress_to_fp16=False)
 
 
@@ -51,9 +47,4 @@ def open_file(path: Path, threads: int | None):
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads
     request = core.compile_model(model, 'CPU', options).create_infer_request()
-
-    def run(x: Tensor) -> list[Tensor]:
-        outputs = request.infer([x.numpy()]).values()
-        return [torch.from_numpy(np.array(out)) for out in outputs]
-
-    return run, metadata
+    return lambda x: request.infer([x.numpy()]).values(), metadata

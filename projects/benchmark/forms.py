@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvanilla.export import optimize
+from mmvanilla.export.exported import Exported
 from mmvanilla.export.formats import FORMATS, check_format, write
 from mmvanilla.reparam.compare import Result, compare
 from mmvanilla.utils.errors import UserError
@@ -91,7 +92,7 @@ def inference_cases(subject: Subject, x: Tensor,
                         'net' + FORMATS[EXPORTED[form]].suffix)
             write(merged, x, path, EXPORTED[form], precision,
                   calibration=list(x.split(1)) * max(8 // len(x), 1))
-            run, _ = FORMATS[EXPORTED[form]].open(path, threads)
+            run = Exported(path, EXPORTED[form], threads)
         else:
             run = networks.get(form, merged)
             data = x.to(DTYPES[precision])

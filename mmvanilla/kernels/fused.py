@@ -8,7 +8,7 @@ import triton
 from torch import Tensor, nn
 
 from ..models.backbones.vanillanet import VanillaStage
-from ..models.heads import VanillaNetHead
+from ..models.heads.vanillanet_head import VanillaNetHead
 from . import programs
 
 DTYPES = (torch.float16, torch.bfloat16)

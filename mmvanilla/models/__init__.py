@@ -1,6 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-from .backbones import VanillaNet
-from .heads import VanillaNetHead
-from .losses import LabelSmoothBCELoss
+from .backbones.vanillanet import VanillaNet
+from .heads.vanillanet_head import VanillaNetHead
+from .losses.label_smooth_bce_loss import LabelSmoothBCELoss
 
 __all__ = ['LabelSmoothBCELoss', 'VanillaNet', 'VanillaNetHead']

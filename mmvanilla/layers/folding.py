@@ -1,9 +1,8 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """The arithmetic of reparameterization: tensors, batch norms, state dicts.
 
-Everything is computed in float64 and cast back to the dtype of the first
-weight, so that a merge in float32 rounds once and not at each step. Results
-are on the device of that weight and have its memory format.
+It is in float64, so that a merge rounds once. Results are like the first
+weight in dtype, device and memory format.
 """
 from contextlib import contextmanager
 

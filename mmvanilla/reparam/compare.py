@@ -1,9 +1,9 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """The one verification: compare a converted model with its reference."""
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from mmengine.structures import InstanceData
@@ -40,7 +40,8 @@ class Comparison:
     samples: Samples
     precision: str
     tol: float
-    max_rel: float = 0.0  # inf where a number or a shape is wrong
+    what: str = ''  # is compared: messages begin with it
+    max_rel: float = 0.0
     max_abs: float = 0.0
     # Of each kind of prediction: how many there are, how many agree.
     counts: dict[str, list[float]] = field(default_factory=dict)
@@ -48,7 +49,6 @@ class Comparison:
     accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
-    _problem: str = ''
     _worst: str = ''
     # The first reference; whether one of the others differs.
     _first: dict[str, Tensor] = field(default_factory=dict)
@@ -75,7 +75,6 @@ class Comparison:
         if tensors.keys() != others.keys():
             different = some(sorted(tensors.keys() ^ others.keys()))
             self._fail(f'only one of the models has {different}')
-            return
         for name, tensor in tensors.items():
             self._add_tensor(name, sample, tensor.double().cpu(),
                              others[name].double().cpu())
@@ -104,10 +103,8 @@ class Comparison:
         if a.shape != b.shape:
             self._fail(f'{where} has shape {tuple(b.shape)}, not '
                        f'{tuple(a.shape)}')
-            return
         if not (a.isfinite().all() and b.isfinite().all()):
             self._fail(f'{where} has numbers that are not finite')
-            return
         error = relative_error(a, b)
         if error > self.max_rel:
             self.max_rel, self._worst = error, where
@@ -131,38 +128,36 @@ class Comparison:
         counts[0] += total
         counts[1] += equal
 
-    def _fail(self, problem: str) -> None:
-        self._problem = self._problem or problem
-        self.max_rel = self.max_abs = math.inf
+    def _fail(self, problem: str) -> NoReturn:
+        raise UserError(f'{self.what}: {problem}')
 
-    def check(self, what: str, max_drop: float) -> None:
+    def check(self, max_drop: float) -> None:
         """Raise UserError if the results differ, or nothing was compared."""
-        problem = (self._problem or self._judge_tensors()
-                   or self._judge_predictions() or self._judge_drop(max_drop))
-        if problem:
-            raise UserError(f'{what}: {problem}')
+        self._judge_tensors()
+        self._judge_predictions()
+        if self.precision != 'fp32':
+            self._judge_drop(max_drop)
 
-    def _judge_tensors(self) -> str:
+    def _judge_tensors(self) -> None:
         if not self.max_rel <= self.tol:
-            return (f'the relative error of {self._worst} is '
-                    f'{self.max_rel:.3g}, over the tolerance {self.tol:g}')
+            self._fail(f'the relative error of {self._worst} is '
+                       f'{self.max_rel:.3g}, over the tolerance {self.tol:g}')
         if not any(tensor.numel() for tensor in self._first.values()) and (
                 not any(total for total, _ in self.counts.values())):
-            return 'nothing was compared: ' + (
+            self._fail('nothing was compared: ' + (
                 'the model detects nothing; lower its test_cfg.score_thr'
-                if self.counts else 'there are no outputs')
+                if self.counts else 'there are no outputs'))
         varying = {name for name, varies in self._varies.items() if varies}
         if self._varies and not varying:
-            return ('the reference outputs are the same for all samples, so '
-                    'that comparing them shows nothing: use the weights of a '
-                    'trained network, or other images')
+            self._fail('the reference outputs are the same for all samples, '
+                       'so that comparing them shows nothing: use the weights '
+                       'of a trained network, or other images')
         outputs = {x for x in self._varies if not x.startswith('feature')}
         if outputs and not outputs & varying:
             self.notes.append(('the outputs are the same for all samples',
                                'compared by the feature maps'))
-        return ''
 
-    def _judge_predictions(self) -> str:
+    def _judge_predictions(self) -> None:
         share = TOLERANCES[self.precision][1]
         for name, (total, equal) in self.counts.items():
             allowed = (1 - share) * total
@@ -173,13 +168,10 @@ class Comparison:
                     continue
                 allowed = max(allowed, 1)
             if total - equal > allowed + 1e-9:
-                return (f'the predictions differ: {name}: {equal:.6g} of '
-                        f'{total:,} agree')
-        return ''
+                self._fail(f'the predictions differ: {name}: {equal:.6g} of '
+                           f'{total:,} agree')
 
-    def _judge_drop(self, max_drop: float) -> str:
-        if self.precision == 'fp32':
-            return ''
+    def _judge_drop(self, max_drop: float) -> None:
         judged = {name: pair for name, pair in self.metrics.items()
                   if name.endswith(('mAP', 'mIoU'))}
         if 'top-1 agreement' in self.counts:
@@ -190,18 +182,18 @@ class Comparison:
                 self.notes.append(('smallest drop that the samples show',
                                    f'{step:.3g} points'))
         elif self.counts and not judged:
-            return (f'{self.precision} is judged by AP or mIoU, and none was '
-                    'measured: compare on the whole validation set, whose '
-                    "images must fit the network's input, with a "
-                    'val_evaluator that gives one of them')
+            self._fail(
+                f'{self.precision} is judged by AP or mIoU, and none was '
+                'measured: compare on the whole validation set, whose images '
+                "must fit the network's input, with a val_evaluator that "
+                'gives one of them')
         for name, (before, after) in judged.items():
             # mmdet's AP is from 0 to 1, the others are in per cent.
             drop = (before - after) * (100 if name.endswith('mAP') else 1)
             if not drop <= max_drop + 1e-9:
-                return (f'{self.precision} lowers {name} by {drop:.2f} '
-                        f'points, from {before:.4g} to {after:.4g}, more than '
-                        f'the allowed {max_drop:.3g}')
-        return ''
+                self._fail(f'{self.precision} lowers {name} by {drop:.2f} '
+                           f'points, from {before:.4g} to {after:.4g}, more '
+                           f'than the allowed {max_drop:.3g}')
 
 
 @torch.no_grad()
@@ -244,7 +236,7 @@ def compare(reference: Callable[[dict], Result],
         samples = Samples(list(samples))
     if precision != 'fp32' or tol is None:
         tol = TOLERANCES[precision][0]
-    found = Comparison(samples, precision, tol)
+    found = Comparison(samples, precision, tol, what)
     right = []
     for i, batch in enumerate(samples.batches, 1):
         results = [m(copy.deepcopy(batch)) for m in (reference, candidate)]
@@ -259,7 +251,7 @@ def compare(reference: Callable[[dict], Result],
         found.accuracy['accuracy/top1'] = tuple(
             100 * sum(column) / len(column) for column in zip(*right))
     found.metrics = metrics() if metrics else {}
-    found.check(what, max_drop)
+    found.check(max_drop)
     return found
 
 

@@ -15,7 +15,7 @@ from mmengine.utils import apply_to
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checkpoints.read import load_checkpoint, load_state_dict, load_weights
+from ..checkpoints.read import load_weights
 from ..layers.forms import find_layers, switch_to_deploy, switch_to_finetune
 from ..utils.configs import build_model, read_config, scope_of, type_name
 from ..utils.errors import UserError
@@ -111,14 +111,9 @@ def reparameterize(cfg: Config, checkpoint: str | Path, out: str | Path,
         check_output(path, [checkpoint.split('://')[-1], cfg.filename or ''],
                      force)
 
-    content = load_checkpoint(checkpoint)
-    state_dict = content.get('state_dict', content)
     model = build_model(cfg)
     new_cfg = make_deploy_config(cfg, form)
-    load_state_dict(model, state_dict, checkpoint)
-    # Weights of convolutions are contiguous or in channels_last.
-    if not all(w.is_contiguous() for w in state_dict.values() if w.dim() == 4):
-        model.to(memory_format=torch.channels_last)
+    meta = load_weights(model, checkpoint)
     merged = copy.deepcopy(model)
     layers = switch_loaded(merged, checkpoint, form)
     if not layers:
@@ -128,7 +123,7 @@ def reparameterize(cfg: Config, checkpoint: str | Path, out: str | Path,
 
     meta = dict(
         mmvanilla_version=__version__, cfg=new_cfg.pretty_text, form=form,
-        dataset_meta=content.get('meta', {}).get('dataset_meta', {}),
+        dataset_meta=meta.get('dataset_meta', {}),
         lam=1.0, tolerance=tol)
     content = dict(state_dict=merged.state_dict(), meta=meta)
     with write_beside(*paths) as (weights_path, config_path):

@@ -101,12 +101,16 @@ def add_deep_training(model: nn.Module, convs: Selector = '*',
             done.skipped[name] = reason
             continue
         if is_conv:
-            new[name] = _build_conv(layer, dict(
-                conv_cfg, deep_training=deep_training, deploy=deploy))
+            new[name] = LAYERS.build(dict(
+                conv_cfg, deep_training=deep_training, deploy=deploy,
+                bias=layer.bias is not None,
+                **{x: getattr(layer, x) for x in CONV_ARGUMENTS}))
+            start_as(new[name].to(layer.weight), layer)
+            new[name].requires_grad_(layer.weight.requires_grad)
         else:
             new[name] = LAYERS.build(dict(
                 act_cfg, num_channels=calls[layer][0][0][1], deploy=deploy))
-            new[name].to(like.device, like.dtype).start_as(layer)
+            new[name].to(like).start_as(layer)
         new[name].train(layer.training)
         (done.convs if is_conv else done.acts).append(name)
 
@@ -235,11 +239,3 @@ def _why_not(layer: nn.Module, is_conv: bool, calls: list[tuple],
                 f'{" and ".join(map(str, widths))} channels')
     if any(uses[thing] > 1 for thing in (layer, *layer.parameters())):
         return 'is shared, or has shared parameters'
-
-
-def _build_conv(conv: nn.Conv2d, cfg: dict) -> nn.Module:
-    layer = LAYERS.build(dict(
-        cfg, bias=conv.bias is not None,
-        **{name: getattr(conv, name) for name in CONV_ARGUMENTS}))
-    start_as(layer.to(conv.weight.device, conv.weight.dtype), conv)
-    return layer.requires_grad_(conv.weight.requires_grad)

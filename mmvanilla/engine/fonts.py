@@ -32,14 +32,10 @@ def font_for(names: Sequence[str]) -> AbstractContextManager:
     present = [font_manager.findfont(font_manager.FontProperties(family=[x]))
                for x in FAMILIES]
     if any(map(lacks, present)):
-        manager = font_manager.fontManager
-        known = {x.fname: x for x in manager.ttflist}
         # Without matplotlib's own, which has a box for each character.
-        others = [x for x in sorted({*known, *font_manager.findSystemFonts()})
-                  if 'LastResort' not in x]
+        others = [x.fname for x in font_manager.fontManager.ttflist
+                  if 'LastResort' not in x.fname]
         best = min(present + others, key=lambda path: len(lacks(path)))
-        if best not in known:  # installed since matplotlib's cache was made
-            manager.addfont(best)
         family = font_manager.get_font(best).family_name
         for name in FAMILIES:
             key = f'font.{name}'
@@ -47,7 +43,8 @@ def font_for(names: Sequence[str]) -> AbstractContextManager:
         if lacks(best):
             print_log(
                 f'no font has {some([*map(chr, sorted(lacks(best)))])}, of '
-                'names of classes: install one, or name its family in '
+                'names of classes: install one, and remove the list of fonts '
+                f'in {matplotlib.get_cachedir()}, or name its family in '
                 'font.monospace and font.sans-serif of the file matplotlibrc',
                 'current', logging.WARNING)
     return matplotlib.rc_context(settings)

@@ -4,7 +4,6 @@ import logging
 import os
 import os.path as osp
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,8 +33,6 @@ KNOWN_ERRORS = {
     'Expected more than 1 value per channel when training, got input size':
     'a batch norm was given a batch of one image: set train_dataloader.'
     'drop_last=True, or a batch_size that leaves no single image at the end',
-    'prefetch_factor option could only be specified in multiprocessing':
-    'a data loader has a prefetch_factor, which needs workers',
     'stack expects each tensor to be equal size':
     'images of different sizes cannot be a batch: let the last transforms of '
     'the pipeline resize or crop them to one',
@@ -101,13 +98,6 @@ def set_loader_defaults(cfg: Config, pin_memory: bool,
 
 def _start_on_cpus(cfg: Config) -> None:
     """Join the processes, as mmengine's init_dist does on GPUs only."""
-    env = os.environ
-    if cfg.launcher == 'slurm':
-        env.update(RANK=env['SLURM_PROCID'], WORLD_SIZE=env['SLURM_NTASKS'],
-                   LOCAL_RANK=env['SLURM_LOCALID'])
-        env.setdefault('MASTER_PORT', '29500')
-        env['MASTER_ADDR'] = env.get('MASTER_ADDR') or subprocess.getoutput(
-            'scontrol show hostnames $SLURM_NODELIST').split()[0]
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     cfg.sync_bn = None  # torch's does not run on CPUs
@@ -124,7 +114,7 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
     if variable not in os.environ:
         raise UserError(f'--launcher {cfg.launcher} is for processes that its '
                         f'launcher starts, which sets {variable}')
-    if cfg.launcher in ('pytorch', 'slurm') and get_device() == 'cpu':
+    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _start_on_cpus(cfg)
     if isinstance(cfg.model.get('type'), str):  # a class in a new-style config
         # Without yapf, which takes minutes for the names of many classes.

@@ -5,7 +5,6 @@ The model is a classifier, a detector of mmdetection or a segmentor of
 mmsegmentation. The weights of a config OUT.py default to OUT.pth beside it.
 """
 import argparse
-import difflib
 import os.path as osp
 import sys
 import warnings
@@ -25,6 +24,7 @@ from ..checkpoints.read import safe_reading
 from ..datasets import image_files
 from ..datasets.image_folder import find_images, list_counts
 from ..utils import configs
+from ..utils.cfg_options import nearest
 from ..utils.errors import UserError, exit_on_user_error
 from ..utils.terminal import markdown_table, some, track
 from .fonts import font_for
@@ -82,10 +82,10 @@ def _find_model(model, checkpoint):
     elif model in list_models():
         cfg, found = ModelHub.get(model).config, ModelHub.get(model).weights
     else:
-        near = difflib.get_close_matches(model, list_models())
-        hint = f': did you mean {some(near)}?' if near else ''
+        near = nearest(model, list_models())
         raise UserError(f'{model} is neither a config, which ends in .py, nor '
-                        f'the name of a model{hint}')
+                        'the name of a model' + f': did you mean {near}?' *
+                        bool(near))
     if not (checkpoint or found):
         raise UserError(f'no checkpoint of {model} is known: add its path')
     return cfg, checkpoint or found
@@ -107,34 +107,24 @@ def _predictor(cfg, checkpoint, deploy):
     if scope == 'mmpretrain' and len(known) != len(
             configs.class_names(cfg, {})):
         set_num_classes(cfg, len(known))  # trained with --data
-    # Numbers and random colors are for classes without.
-    colors = np.random.default_rng(0).integers(0, 256, (30000, 3)).tolist()
-    palette = (meta.get('dataset_meta') or {}).get('palette') or ()
+    # Numbers are for classes without a name.
     look = dict(
         classes=known + [str(i) for i in range(len(known), 30000)],
-        palette=[*map(tuple, palette), *map(tuple, colors[len(palette):])])
+        palette=np.random.default_rng(0).integers(0, 256, (30000, 3)).tolist())
     for transform in dataset.pipeline:  # inferencers look for plain names
         name = configs.type_name(transform)
         transform['type'] = name if name[:4] == 'Load' else transform['type']
     cfg.test_dataloader = dict(dataset=dataset)
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    try:
-        with warnings.catch_warnings():  # that no weights are loaded yet
-            warnings.simplefilter('ignore')
-            inferencer, predict_one = build(cfg, look)
-    except (AssertionError, AttributeError, ImportError, KeyError, TypeError,
-            ValueError) as e:
-        raise UserError(f'cannot build the model of {cfg.filename}: '
-                        f'{type(e).__name__}: {e}') from e
+    with warnings.catch_warnings():  # that no weights are loaded yet
+        warnings.simplefilter('ignore')
+        inferencer, predict_one = build(cfg, look)
     # The inferencers only log keys that do not fit.
     load_state_dict(
         inferencer.model, content.get('state_dict', content), checkpoint)
     if deploy:
         from ..reparam.merge import switch_loaded
         switch_loaded(inferencer.model, checkpoint)
-    if scope == 'mmseg' and not ''.join(known).isascii():
-        print('mmsegmentation draws names of classes in ASCII only',
-              file=sys.stderr)
     # As a list: a generator would run outside of the context.
     return header, font_for(known)(
         lambda path, drawn: list(predict_one(path, drawn)))

@@ -38,12 +38,10 @@ class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
-        unknown = set(cfg) - {'decay_rate', 'num_layers'}
-        if unknown or 'decay_rate' not in cfg:
-            raise UserError('paramwise_cfg must be a dict with decay_rate '
-                            f'and optionally num_layers, but got {cfg}')
-        if not cfg['decay_rate'] > 0:
-            raise UserError(f'decay_rate must be over 0, but got {cfg}')
+        if {*cfg} - {'decay_rate', 'num_layers'} or not (
+                cfg.get('decay_rate', 0) > 0 < cfg.get('num_layers', 1)):
+            raise UserError('paramwise_cfg must be a dict with decay_rate and '
+                            f'optionally num_layers, over 0, but got {cfg}')
         if self.base_lr is None:
             raise UserError(f'no lr in the optimizer {self.optimizer_cfg}')
 
@@ -54,12 +52,8 @@ class VanillaNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
         if not isinstance(backbone, VanillaNet):
             raise UserError('VanillaNetLayerDecayConstructor needs VanillaNet '
                             f'as backbone, but got {type(backbone).__name__}')
-        num_layers = self.paramwise_cfg.get('num_layers')
-        if num_layers is None:
-            num_layers = (backbone.num_stages + 1) // 2
-        if num_layers < 1:
-            raise UserError(f'num_layers must be positive, got {num_layers}')
-
+        num_layers = self.paramwise_cfg.get(
+            'num_layers', (backbone.num_stages + 1) // 2)
         groups = {}
         for name, param in module.named_parameters():
             if not param.requires_grad:

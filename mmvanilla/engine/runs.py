@@ -182,13 +182,11 @@ def _scale_lr(cfg: Config, enable: bool) -> list[str]:
         raise UserError("auto_scale_lr.rule must be 'linear' or 'sqrt', but "
                         f'got {rule!r}')
     enable = enable or scale.get('enable')
-    for key, value in (('auto_scale_lr.base_batch_size', base),
-                       ('train_dataloader.batch_size', batch),
-                       ('optim_wrapper.optimizer.lr', rate)):
-        if enable and not value:
-            raise UserError(f'{cfg.filename} has no {key}, which '
-                            '--auto-scale-lr needs')
-    if not base or not batch:
+    if not (base and batch and rate):
+        if enable:
+            raise UserError(
+                '--auto-scale-lr needs auto_scale_lr.base_batch_size, '
+                'train_dataloader.batch_size and optim_wrapper.optimizer.lr')
         return []
     total = batch * (wrapper.get('accumulative_counts') or 1) * int(
         os.environ.get(WORLD_SIZE.get(cfg.launcher, ''), 1))

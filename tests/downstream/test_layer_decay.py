@@ -126,7 +126,7 @@ def test_step_sizes_differ():
     (dict(num_layers=6), 'decay_rate'),
     (dict(decay_rate=0.6, layer_decay=6), 'layer_decay'),
     (dict(decay_rate=0), 'over 0'),
-    (dict(decay_rate=0.6, num_layers=0), 'num_layers must be positive'),
+    (dict(decay_rate=0.6, num_layers=0), 'num_layers, over 0'),
 ])
 def test_refuses(paramwise, message):
     with pytest.raises(UserError, match=message):

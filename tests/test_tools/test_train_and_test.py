@@ -124,7 +124,7 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
     ('optim_wrapper', ['train.py', '--amp'], 'no optim_wrapper, which'),
     ('train_dataloader', ['train.py', '--data', '.'], 'no train_dataloader'),
     ('train_dataloader.batch_size', ['train.py', '--auto-scale-lr'],
-     r'no train_dataloader\.batch_size, which --auto-scale-lr needs'),
+     r'--auto-scale-lr needs .*train_dataloader\.batch_size'),
     ('test_cfg', ['test.py', '--amp'], 'no test_cfg, which testing needs'),
     ('test_dataloader.dataset.pipeline', ['test.py', '--tta'],
      'no pipeline in its test_dataloader, which --tta needs'),

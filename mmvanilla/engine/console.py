@@ -15,8 +15,8 @@ from ..layers import SeriesActivation, find_activations, find_layers
 from ..utils.errors import UserError
 from ..utils.files import write_beside
 from ..utils.terminal import some
-from .class_names import class_names
 from .hooks.deep_training_hook import unwrap_model
+from .weights import class_names
 
 # Scalars that are no metrics.
 OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'

@@ -15,7 +15,6 @@ from ..checkpoints import (
 from ..checkpoints.read import check_content
 from ..utils.errors import UserError
 from ..utils.terminal import some
-from .class_names import class_names
 from .hooks.deep_training_hook import unwrap_model
 
 
@@ -54,6 +53,12 @@ class WeightsHook(Hook):
             if hasattr(hook, 'ema_model') and 'ema_state_dict' in checkpoint:
                 load_state_dict(hook.ema_model, checkpoint['ema_state_dict'],
                                 f'ema_state_dict of {source}')
+
+
+def class_names(dataset) -> list[str]:
+    """The names of a data set's classes; empty without any."""
+    meta = getattr(dataset, 'metainfo', None) or {}
+    return list(meta.get('classes') or ())
 
 
 def _compare(runner, source: str, meta: dict) -> None:

@@ -118,7 +118,6 @@ def _settle_arch(model: dict, name: str) -> list[str]:
 
 
 def _test_config(model: dict) -> Config:
-    """Make a config that tests a model on ImageNet."""
     base = root() / 'configs' / '_base_'
     config = Config.fromfile(base / 'default_runtime.py')
     data = Config.fromfile(base / 'datasets' / 'imagenet.py')
@@ -130,7 +129,6 @@ def _test_config(model: dict) -> Config:
 
 
 def _detector_config(state_dict: dict, backbone: dict) -> Config:
-    """Make the config that builds a detector from its state dict."""
     entry = next((key for key in DETECTORS if key in state_dict), None)
     if entry is None:
         raise UserError(

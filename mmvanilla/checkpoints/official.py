@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..models import VanillaNet, VanillaNetHead
 from ..utils.errors import UserError
 from ..utils.terminal import some
-from .read import official_prefix
+from .read import check_weights, official_prefix
 
 # Each row is one module: our name, the authors' in train and in deploy form.
 MODULES = [
@@ -70,7 +70,7 @@ def from_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: If keys are missing, unexpected or mismatched.
     """
-    _check_tensors(state_dict)
+    check_weights(state_dict, 'it')
     prefix = official_prefix(state_dict) or ''
     form = 2 if f'{prefix}stem.0.weight' in state_dict else 1
     names = {f'{prefix}{row[form]}': row[0] for row in MODULES if row[form]}
@@ -114,7 +114,7 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             not 1, or the state dict is in fine-tune form. The authors' format
             has neither.
     """
-    _check_tensors(state_dict)
+    check_weights(state_dict, 'it')
     config = describe(state_dict)
     if 'deep_training' in config['backbone']:
         raise UserError("the authors' format does not have the fine-tune form "
@@ -130,16 +130,6 @@ def to_authors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     prefix = '' if 'head' in config else 'backbone.'
     names = {row[0]: f'{prefix}{row[form]}' for row in MODULES if row[form]}
     return _rename(tensors, names, keep_others=bool(prefix))
-
-
-def _check_tensors(state_dict) -> None:
-    if not isinstance(state_dict, dict) or not any(
-            isinstance(value, Tensor) for value in state_dict.values()):
-        raise UserError('it holds no state dict with tensors')
-    for key, value in state_dict.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f'the entry {ascii(key)[:100]} of its state dict '
-                            f'is of type {type(value).__name__}')
 
 
 def describe(state_dict: dict[str, Tensor]) -> dict:

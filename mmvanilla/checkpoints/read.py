@@ -159,6 +159,17 @@ def _checked(content, source: str) -> dict:
     return content
 
 
+def check_weights(state_dict, source: str) -> None:
+    """Refuse what is no state dict with tensors."""
+    entries = state_dict.items() if isinstance(state_dict, dict) else ()
+    wrong = [f': {" ".join(str(key).split()):.100} is of type '
+             f'{type(value).__name__}' for key, value in entries
+             if not isinstance(key, str) or not (
+                 torch.is_tensor(value) or key.endswith('_extra_state'))]
+    if not entries or wrong:
+        raise UserError(f'{source} holds no weights{"".join(wrong[:1])}')
+
+
 def load_checkpoint(name: str | Path) -> dict:
     """Load a checkpoint by its path, URL or name, without running its code.
 
@@ -252,12 +263,7 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str,
         UserError: If keys are missing, unexpected or mismatched; names the
             first of each. Some of the weights may have been loaded then.
     """
-    entries = state_dict.items() if isinstance(state_dict, dict) else ()
-    wrong = [f': {key} is of type {type(value).__name__}'
-             for key, value in entries if not isinstance(key, str) or not (
-                 torch.is_tensor(value) or key.endswith('_extra_state'))]
-    if not entries or wrong:
-        raise UserError(f'{source} holds no weights{"".join(wrong[:1])}')
+    check_weights(state_dict, source)
     if 'module' not in dict(model.named_children()) and all(
             key.startswith('module.') for key in state_dict):
         # Wrappers such as DDP add this prefix.

@@ -131,7 +131,7 @@ def test_refusals_leave_no_file(tmp_path):
     for bad in (src, tmp_path / 'b.py', tmp_path, tmp_path / 'no' / 'b.pth'):
         with pytest.raises(UserError, match='cannot write to'):
             convert(src, bad, force=True)
-    with pytest.raises(UserError, match='holds no state dict with tensors'):
+    with pytest.raises(UserError, match='holds no weights'):
         convert(src, dst, to='authors')
     ours = from_authors(theirs)
     ours['head.classifier.act.lam'] = torch.tensor(0.25)

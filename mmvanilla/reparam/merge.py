@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoints.read import load_weights
 from ..layers.forms import find_layers, switch_to_deploy, switch_to_finetune
+from ..utils.cfg_options import parts
 from ..utils.configs import build_model, read_config, scope_of, type_name
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_beside
@@ -159,17 +160,9 @@ def make_deploy_config(cfg: Config, form: str = 'deploy') -> Config:
     """A new config that builds a later form of a config's model."""
     cfg = copy.deepcopy(cfg)
     argument, types, unused_hooks = FORMS[form]
-    _convert(cfg.model, types, argument)
-    cfg.update(load_from=None, resume=False)
-    cfg.pop('work_dir', None)  # that of the training run
-    if cfg.get('custom_hooks'):
-        cfg.custom_hooks = [hook for hook in cfg.custom_hooks
-                            if type_name(hook) not in unused_hooks]
-    return cfg
-
-
-def _convert(node, types: tuple, argument: dict) -> None:
-    if isinstance(node, dict):
+    for _, node in [*parts(dict(model=cfg.model))]:
+        if not isinstance(node, dict):
+            continue
         if type_name(node) in types:
             node.update(argument)
         # A written config holds names. mmcv finds this function by its own
@@ -181,10 +174,12 @@ def _convert(node, types: tuple, argument: dict) -> None:
             node.pop('init_cfg')
         if node.get('pretrained'):  # argument of timm and older networks
             node['pretrained'] = False if node['pretrained'] is True else None
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _convert(child, types, argument)
+    cfg.update(load_from=None, resume=False)
+    cfg.pop('work_dir', None)  # that of the training run
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks
+                            if type_name(hook) not in unused_hooks]
+    return cfg
 
 
 def compare_layers(reference: nn.Module, converted: nn.Module,

@@ -148,12 +148,12 @@ def _leaves(value, *names: str) -> Iterator[tuple]:
             yield from _leaves(value[name], *names, name)
 
 
-def _parts(node, *names: str) -> Iterator[tuple]:
+def parts(node, *names: str) -> Iterator[tuple]:
     """All that is inside of a config, with the names that lead there."""
-    for name in (node if isinstance(node, dict) else
-                 range(len(node)) if isinstance(node, list) else ()):
+    for name in (node if isinstance(node, dict) else range(len(node))
+                 if isinstance(node, list | tuple) else ()):
         yield (*names, str(name)), node[name]
-        yield from _parts(node[name], *names, str(name))
+        yield from parts(node[name], *names, str(name))
 
 
 def _check_read(cfg: Config, option: str, first: str, *rest: str) -> None:
@@ -162,12 +162,12 @@ def _check_read(cfg: Config, option: str, first: str, *rest: str) -> None:
         keys = KEYS - {'data_preprocessor'}  # the model's counts
     if first in keys:
         return
-    parts = [*_parts({key: cfg[key] for key in cfg if key in keys})]
+    inside = [*parts({key: cfg[key] for key in cfg if key in keys})]
     known, old = first in cfg, cfg.get(first)
-    equal = [names for names, value in parts if known and value == old]
+    equal = [names for names, value in inside if known and value == old]
     # What has the value of the variable and its name, or one of the two.
     places = [x for x in equal if f'_{first}'.endswith(f'_{x[-1]}')] or [
-        names for names, value in parts
+        names for names, value in inside
         if f'_{names[-1]}'.endswith(f'_{first}')
         and (not known or type(value) is type(old))
     ] or equal * (isinstance(old, dict | list) and bool(old))

@@ -1,9 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""mmdet's detectors with a dense head, from an image to boxes.
-
-No exporter reads how mmdet selects boxes. The modules here call the detector's
-own parts and select with operators that ONNX has.
-"""
+"""mmdet's detectors with a dense head; boxes are selected as ONNX can."""
 import torch
 import torchvision
 from torch import Tensor, nn

@@ -1,10 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""From a checkpoint to an exported file, verified in its own runtime.
-
-In every format the input is normalized images, float32 of (N, C, H, W). The
-outputs are logits, (N, num_classes), of a classifier; one feature map for each
-of a backbone's ``out_indices``; or the predictions of a detector or segmentor.
-"""
+"""From a checkpoint to an exported file, verified in its own runtime."""
 import copy
 from dataclasses import dataclass, replace
 from functools import partial

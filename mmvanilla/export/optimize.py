@@ -173,18 +173,16 @@ class PackedConv2d(nn.Module):
             x, self.weight, self.bias, *self.args, 'none', [], '')
 
 
-def _can_pack(module: nn.Module) -> bool:
-    return (type(module) is nn.Conv2d and module.padding_mode == 'zeros'
-            and not isinstance(module.padding, str)
-            and module.weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available())
-
-
 @torch.no_grad()
 def _pack_convs(network: nn.Module, example: Tensor) -> nn.Module:
     inputs: dict[nn.Module, Tensor] = {}
     with ExitStack() as stack:
-        for module in filter(_can_pack, network.modules()):
+        for module in network.modules():
+            if (type(module) is not nn.Conv2d or module.padding_mode != 'zeros'
+                    or isinstance(module.padding, str)
+                    or module.weight.dtype != torch.float32
+                    or not torch.backends.mkldnn.is_available()):
+                continue
             hook = module.register_forward_pre_hook(
                 lambda conv, args: inputs.update({conv: args[0]}))
             stack.callback(hook.remove)

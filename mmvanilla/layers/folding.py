@@ -1,9 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The arithmetic of reparameterization: tensors, batch norms, state dicts.
-
-It is in float64, so that a merge rounds once. Results are like the first
-weight in dtype, device and memory format.
-"""
+"""The arithmetic of merging, in float64: tensors, norms, state dicts."""
 from contextlib import contextmanager
 
 import torch

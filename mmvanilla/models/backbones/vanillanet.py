@@ -234,9 +234,7 @@ class VanillaNet(BaseBackbone):
             context_fn=lambda: (nullcontext(), keep_running_stats(stage)))
 
     def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        for module in [self.stem, *self.stages[:self.frozen_stages]]:
+        for module in [self.stem, *self.stages][:self.frozen_stages + 1]:
             module.eval()
             module.requires_grad_(False)
 

@@ -8,17 +8,7 @@ from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .folding import (
-    CONV_ARGUMENTS,
-    build_batch_norm,
-    fold_batch_norm,
-    keep_input,
-    merge_convs,
-    merge_pair,
-    refuse_later_form,
-    reset_to_identity,
-    start_pair,
-)
+from . import folding
 
 
 @MODELS.register_module()
@@ -43,7 +33,7 @@ class DeepTrainingActivation(nn.Module):
         super().__init__()
         # torch.func.functional_call puts the lambda of a state dict here.
         self.register_buffer('lam', None)
-        self.act = keep_input(build_activation_layer(act_cfg))
+        self.act = folding.keep_input(build_activation_layer(act_cfg))
         # For ReLU, A' is leaky_relu with slope lam: one pass over memory.
         self.is_relu = type(self.act) is nn.ReLU
         # The memory of the state dict's entry, whatever the default device.
@@ -163,13 +153,14 @@ class DeepTrainingConv2d(nn.Module):
         merged = partial(nn.Conv2d, in_channels, out_channels, kernel_size,
                          stride, padding, dilation, groups, bias
                          or norm_cfg is not None, padding_mode)
-        norm = build_batch_norm(norm_cfg, out_channels)
+        norm = folding.build_batch_norm(norm_cfg, out_channels)
         post_norm = post_norm and norm is not None
         if deploy or not (deep_training or post_norm):
             self._become(merged())
             return
         plain = merged(device='meta')
-        vars(self).update({x: getattr(plain, x) for x in CONV_ARGUMENTS})
+        for name in folding.CONV_ARGUMENTS:
+            setattr(self, name, getattr(plain, name))
         self.conv_cfg = dict(
             norm_cfg=norm_cfg, act_cfg=act_cfg, post_norm=post_norm)
         self.deep_training = deep_training
@@ -179,7 +170,7 @@ class DeepTrainingConv2d(nn.Module):
         mid_channels = mid_channels or out_channels
         self.conv1 = nn.Conv2d(in_channels, mid_channels, kernel_size, stride,
                                padding, dilation, groups, bias, padding_mode)
-        self.norm1 = build_batch_norm(norm_cfg, mid_channels)
+        self.norm1 = folding.build_batch_norm(norm_cfg, mid_channels)
         self.act = DeepTrainingActivation(act_cfg)
         self.conv2 = nn.Conv2d(
             mid_channels, out_channels, 1, groups=groups, bias=bias)
@@ -220,8 +211,7 @@ class DeepTrainingConv2d(nn.Module):
         """
         self._merge_pair()
         self._become(self._convolution(
-            *fold_batch_norm(self.conv.weight, self.conv.bias, self.norm),
-            self.conv))
+            *folding.fold_batch_norm(self.conv, self.norm), self.conv))
 
     def _merge_pair(self) -> None:
         if not self.deep_training:
@@ -229,8 +219,8 @@ class DeepTrainingConv2d(nn.Module):
         if self.lam != 1:
             raise RuntimeError('cannot merge a DeepTrainingConv2d whose '
                                f'lambda is {self.lam!r}, not 1')
-        merged = merge_convs(
-            *fold_batch_norm(self.conv1.weight, self.conv1.bias, self.norm1),
+        merged = folding.merge_convs(
+            *folding.fold_batch_norm(self.conv1, self.norm1),
             self.conv2.weight, self.conv2.bias, self.groups)
         self.conv = self._convolution(*merged, self.conv1)
         self.norm = self.norm2
@@ -240,7 +230,7 @@ class DeepTrainingConv2d(nn.Module):
 
     def _convolution(self, weight: Tensor, bias: Tensor | None,
                      like: nn.Conv2d) -> nn.Conv2d:
-        arguments = {name: getattr(self, name) for name in CONV_ARGUMENTS}
+        arguments = {x: getattr(self, x) for x in folding.CONV_ARGUMENTS}
         conv = nn.Conv2d(**arguments, bias=False, device='meta')
         conv.weight = nn.Parameter(weight, like.weight.requires_grad)
         if bias is not None:
@@ -255,14 +245,16 @@ class DeepTrainingConv2d(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if not self.deep_training:
-            refuse_later_form(state_dict, prefix, 'weight', 'deploy')
-            merge_pair(state_dict, prefix, self, DeepTrainingConv2d,
-                       'switch_to_finetune', **self.conv_cfg)
+            folding.refuse_later_form(state_dict, prefix, 'weight', 'deploy')
+            folding.merge_pair(state_dict, prefix, self, 'switch_to_finetune',
+                               **self.conv_cfg)
         else:
-            refuse_later_form(state_dict, prefix, 'conv.weight', 'fine-tune')
+            folding.refuse_later_form(
+                state_dict, prefix, 'conv.weight', 'fine-tune')
             if self.norm2 is not None:
-                refuse_later_form(state_dict, prefix, 'weight', 'deploy')
-            start_pair(self, state_dict, prefix)
+                folding.refuse_later_form(
+                    state_dict, prefix, 'weight', 'deploy')
+            folding.start_pair(self, state_dict, prefix)
             if prefix + 'conv1.weight' in state_dict:
                 state_dict.setdefault(prefix + 'act.lam', torch.ones(()))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -275,7 +267,7 @@ def start_as(layer: nn.Module, conv: nn.Conv2d) -> None:
             bias=torch.zeros_like(layer.bias))
         layer.load_state_dict({**bias, **conv.state_dict()})
     elif layer.deep_training:
-        start_pair(layer, conv.state_dict())
+        folding.start_pair(layer, conv.state_dict())
     else:
         start_as(layer.conv, conv)
-        reset_to_identity(layer.norm)
+        folding.reset_to_identity(layer.norm)

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import torch
 from mmcv.cnn import build_norm_layer
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -15,17 +16,17 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
                nn.SyncBatchNorm)
 
 
-def fold_batch_norm(weight: Tensor, bias: Tensor | None,
-                    norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module | None
+                    ) -> tuple[Tensor, Tensor | None]:
     """Fold a batch norm into the convolution before it, if there is a norm."""
     # mmcv's fuse_conv_bn leaves an Identity of a norm.
     if norm is None or isinstance(norm, nn.Identity):
-        return weight, bias
+        return conv.weight, conv.bias
     folded, shift = fuse_conv_bn_weights(
-        _exact(weight), _exact(bias), _exact(norm.running_mean),
+        _exact(conv.weight), _exact(conv.bias), _exact(norm.running_mean),
         _exact(norm.running_var), norm.eps, _exact(norm.weight),
         _exact(norm.bias))
-    return _as(folded.detach(), weight), shift.detach().to(weight)
+    return _as(folded.detach(), conv.weight), shift.detach().to(conv.weight)
 
 
 def merge_convs(weight1: Tensor, bias1: Tensor | None, weight2: Tensor,
@@ -138,9 +139,9 @@ def merge_entries(state_dict: dict, prefix: str, earlier: nn.Module,
     state_dict.update(earlier.state_dict(prefix=prefix))
 
 
-def merge_pair(state_dict: dict, prefix: str, conv: nn.Module, kind: type,
-               switch: str, **conv_cfg) -> None:
-    """:func:`merge_entries` of a ``DeepTrainingConv2d``, which is ``kind``."""
+def merge_pair(state_dict: dict, prefix: str, conv: nn.Module, switch: str,
+               **conv_cfg) -> None:
+    """:func:`merge_entries` of a ``DeepTrainingConv2d``."""
     is_pair = prefix + 'conv1.weight' in state_dict
     first = state_dict.get(prefix + ('conv.weight', 'conv1.weight')[is_pair])
     # A layer in fine-tune form loads its own entries as they are.
@@ -152,9 +153,10 @@ def merge_pair(state_dict: dict, prefix: str, conv: nn.Module, kind: type,
     if conv.groups == 1:
         arguments['out_channels'] = len(last)  # which torch compares
     with torch.device('meta'):
-        earlier = kind(
-            **arguments, bias=prefix + 'conv1.bias' in state_dict,
-            mid_channels=len(first), deep_training=is_pair, **conv_cfg)
+        earlier = MODELS.build(dict(
+            arguments, bias=prefix + 'conv1.bias' in state_dict,
+            mid_channels=len(first), deep_training=is_pair,
+            type='DeepTrainingConv2d', **conv_cfg))
     merge_entries(state_dict, prefix, earlier, switch)
 
 

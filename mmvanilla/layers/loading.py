@@ -9,7 +9,6 @@ from torch import nn
 
 from ..utils.errors import WeightsError
 from ..utils.terminal import some
-from .deep_training import DeepTrainingConv2d
 from .folding import merge_pair
 from .series_activation import SeriesActivation
 
@@ -41,7 +40,7 @@ def _start(model, state_dict, prefix, *args, conv_cfg):
     for name, module in model.named_modules():
         if type(module) is nn.Conv2d:
             merge_pair(state_dict, f'{prefix}{name}.', module,
-                       DeepTrainingConv2d, 'switch_to_deploy', **conv_cfg)
+                       'switch_to_deploy', **conv_cfg)
 
 
 def _check(model, found, head, surplus):

@@ -6,14 +6,7 @@ from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .folding import (
-    build_batch_norm,
-    fold_batch_norm,
-    keep_input,
-    merge_entries,
-    refuse_later_form,
-    reset_to_identity,
-)
+from . import folding
 
 
 @MODELS.register_module()
@@ -61,12 +54,12 @@ class SeriesActivation(nn.Module):
         self.num_channels = num_channels
         self.act_num = act_num
         self.norm_cfg = norm_cfg
-        self.act = keep_input(build_activation_layer(act_cfg))
+        self.act = folding.keep_input(build_activation_layer(act_cfg))
         self.conv = nn.Conv2d(
             num_channels, num_channels, 2 * act_num + 1, padding=act_num,
             groups=num_channels, bias=deploy)
         self.started = False  # as another activation
-        norm = build_batch_norm(norm_cfg, num_channels)
+        norm = folding.build_batch_norm(norm_cfg, num_channels)
         self.norm = None if deploy else norm
         # The paper's initialization.
         nn.init.trunc_normal_(self.conv.weight, std=0.02)
@@ -85,14 +78,13 @@ class SeriesActivation(nn.Module):
         The weight becomes 1 in the middle of the window and 0 elsewhere.
         """
         if act is not self.act:
-            self.act = keep_input(copy.deepcopy(act))
+            self.act = folding.keep_input(copy.deepcopy(act))
         self.started = True
         if self.conv.bias is not None:
             self.conv.bias.zero_()
-        self.conv.weight.zero_()
-        self.conv.weight[..., self.act_num, self.act_num] = 1
+        nn.init.dirac_(self.conv.weight, self.num_channels)
         if self.norm is not None:
-            reset_to_identity(self.norm)
+            folding.reset_to_identity(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, num_channels, H, W) -> the same shape."""
@@ -101,12 +93,13 @@ class SeriesActivation(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if not self.deploy:
-            refuse_later_form(state_dict, prefix, 'conv.bias', 'deploy')
+            folding.refuse_later_form(
+                state_dict, prefix, 'conv.bias', 'deploy')
         elif prefix + 'norm.running_mean' in state_dict:
             with torch.device('meta'):
                 earlier = SeriesActivation(
                     self.num_channels, self.act_num, norm_cfg=self.norm_cfg)
-            merge_entries(state_dict, prefix, earlier)
+            folding.merge_entries(state_dict, prefix, earlier)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def switch_to_deploy(self) -> None:
@@ -114,8 +107,7 @@ class SeriesActivation(nn.Module):
         if self.deploy:
             return
         trainable = self.conv.weight.requires_grad
-        weight, bias = fold_batch_norm(self.conv.weight, self.conv.bias,
-                                       self.norm)
+        weight, bias = folding.fold_batch_norm(self.conv, self.norm)
         self.conv.weight = nn.Parameter(weight, trainable)
         self.conv.bias = nn.Parameter(bias, trainable)
         self.norm = None

@@ -13,7 +13,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..layers import DeepTrainingConv2d, SeriesActivation
-from ..layers.deep_training import CONV_ARGUMENTS, start_as
+from ..layers.deep_training import start_as
+from ..layers.folding import CONV_ARGUMENTS
 from ..layers.loading import check_loading
 
 OURS = (DeepTrainingConv2d, SeriesActivation)

@@ -26,7 +26,7 @@ def test_the_memory_format_stays(kernel_size, memory_format):
     # The strides of a 1x1 weight tell torch's convolution the format.
     expected = torch.empty(
         6, 4, kernel_size, kernel_size).to(memory_format=memory_format)
-    folded = fold_batch_norm(conv.weight, None, nn.BatchNorm2d(8))[0]
+    folded = fold_batch_norm(conv, nn.BatchNorm2d(8))[0]
     assert folded.stride() == conv.weight.stride()
     merged = merge_convs(conv.weight, None, torch.randn(6, 8, 1, 1), None)[0]
     assert merged.stride() == expected.stride()

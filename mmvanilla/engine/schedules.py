@@ -2,7 +2,6 @@
 """Compare the schedules of a run with its length and its checkpoint."""
 import math
 import warnings
-from collections.abc import Iterator
 
 import torch
 from mmengine.hooks import Hook
@@ -26,11 +25,7 @@ OTHERS = {'last_step', '_global_step', '_last_value', 'verbose', 'best',
 
 
 def check_schedules(runner) -> None:
-    """Prepare a runner's schedules; call it right before ``runner.train()``.
-
-    Its hook gives a resumed run the schedule and the optimizer settings of
-    the config, and warns of what does not fit before the first epoch.
-    """
+    """Let schedules fit a run; call it right before ``runner.train()``."""
     runner.register_hook(_ScheduleHook())
     for cfg in flatten(runner.param_schedulers):
         _length(runner, cfg)
@@ -43,16 +38,6 @@ def _length(runner, cfg: dict) -> int:
     # mmengine refuses an end before the begin, as in a run that is too short.
     cfg.setdefault('end', max(length, cfg.get('begin', 0) + 1))
     return length
-
-
-def _walk(schedulers: list, steps: int, length: float) -> Iterator[None]:
-    """Step schedulers as a loop does, whose epochs have that length."""
-    ordered = sorted(schedulers, key=lambda x: x.by_epoch)
-    for i in range(1, steps + 1):
-        yield
-        for scheduler in ordered:
-            if not scheduler.by_epoch or i % length == 0:
-                scheduler.step()
 
 
 class _ScheduleHook(Hook):
@@ -86,7 +71,10 @@ class _ScheduleHook(Hook):
             return
         with warnings.catch_warnings():  # that the optimizer made no step
             warnings.simplefilter('ignore')
-            [*_walk(schedulers, meta['iter'], length)]
+            for i in range(1, meta['iter'] + 1):
+                for x in sorted(schedulers, key=lambda x: x.by_epoch):
+                    if not x.by_epoch or i % length == 0:
+                        x.step()
         runner.logger.warning(
             'Since the checkpoint, the schedule, settings of the optimizer, '
             'the batch size or the data have changed (or it was saved within '
@@ -109,11 +97,10 @@ class _ScheduleHook(Hook):
                 'the same in less time; below, it cannot be merged.')
         given = runner.cfg.get('param_scheduler')
         several = isinstance(given, dict) and 'type' not in given
-        base = max(x.get('initial_lr', x['lr'])
-                   for x in flatten(runner.optim_wrapper.param_groups))
         for own in given.values() if several else [given]:
-            cfgs = [x for x in flatten(own) if 'LR' in type_name(x)]
-            problem = cfgs and _problem(runner, cfgs, base)
+            cfgs = [x for x in flatten(own) if 'LR' in type_name(x)
+                    and 'Plateau' not in type_name(x)]
+            problem = cfgs and _problem(runner, cfgs)
             if problem:
                 times = [f'{type_name(x)}.{k}={x[k]}' for x in cfgs
                          for k in TIMES[1:] if x.get(k)]
@@ -123,15 +110,11 @@ class _ScheduleHook(Hook):
                     'max_iters of train_cfg.')
 
 
-def _problem(runner, cfgs: list[dict], base: float) -> str | None:
-    """What is wrong with the learning rate, simulated over the run."""
-    by_epoch = hasattr(runner.train_loop, 'run_epoch')
-    epochs = runner.max_epochs if by_epoch else 1
-    length = runner.max_iters // epochs
-    samples = min(length, max(4, 2000 // epochs))  # of an epoch
+def _problem(runner, cfgs: list[dict]) -> str | None:
+    """What is wrong with the learning rate, in a run of 1000 steps."""
+    base = max(x.get('initial_lr', x['lr'])
+               for x in flatten(runner.optim_wrapper.param_groups))
     optimizer = torch.optim.SGD([torch.zeros(1)], base)
-    defaults = dict(optimizer=optimizer, epoch_length=max(
-        1, len(runner.train_dataloader) * samples // length))
     schedulers, longer = [], False
     for cfg in map(dict, cfgs):
         total = _length(runner, cfg)
@@ -140,16 +123,20 @@ def _problem(runner, cfgs: list[dict], base: float) -> str | None:
                             'those of the run')
         times = {k: torch.tensor(cfg[k]) for k in TIMES if cfg.get(k)}
         longer |= any(x.max() > total for x in times.values())
-        if not cfg.get('by_epoch', True):
-            cfg.update({k: (x * samples / length).ceil().int().tolist()
-                        for k, x in times.items()})
-            cfg['end'] = max(cfg['end'], cfg.get('begin', 0) + 2)
-        schedulers.append(PARAM_SCHEDULERS.build(cfg, default_args=defaults))
+        cfg.update({k: (x * 1000 / total).ceil().int().tolist()
+                    for k, x in times.items()})
+        cfg['end'] = max(cfg['end'], cfg.get('begin', 0) + 2)
+        if type_name(cfg) == 'ExponentialLR':
+            cfg['gamma'] **= total / 1000
+        cfg.update(by_epoch=False, convert_to_iter_based=False)
+        schedulers.append(PARAM_SCHEDULERS.build(
+            cfg, default_args=dict(optimizer=optimizer)))
     optimizer.step()  # which schedulers warn of, if it comes after theirs
-    rates = torch.tensor([
-        optimizer.param_groups[0]['lr']
-        for _ in _walk(schedulers, epochs * samples, samples)
-    ], dtype=torch.float64)
+    rates = torch.ones(1000, dtype=torch.float64)
+    for i in range(1000):
+        rates[i] = optimizer.param_groups[0]['lr']
+        for scheduler in schedulers if i < 999 else ():
+            scheduler.step()
     peak, last = rates.max().item(), rates[-1].item()
     falling = rates[(rates >= 0.99 * peak).nonzero()[0]:]
     rise = (falling - falling.cummin(0).values).max().item()
@@ -159,10 +146,8 @@ def _problem(runner, cfgs: list[dict], base: float) -> str | None:
     if rise > 0.05 * peak and 'Restart' not in names:
         return 'falls and rises again'
     if last < 0.09 * peak and flat > (0.4 if 'Step' in names else 0.15):
-        return f'is only {last:.2g} for the last {flat:.0%} of the run'
+        return f'is at its minimum for the last {flat:.0%} of the run'
     if longer and last > peak / 10:
-        return (f'is {last:.2g}, {last / max(peak, base):.0%} of its maximum, '
-                'when the run ends')
-    if peak < base / 2:
-        return f'does not rise above {peak:.2g}, of {base:g}'
+        return (f'is {last / max(peak, base):.0%} of its maximum when the run '
+                'ends')
     return None

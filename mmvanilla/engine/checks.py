@@ -22,9 +22,11 @@ from mmengine.utils import is_method_overridden
 from mmpretrain.models import BaseClassifier
 from torch import nn
 
+from ..checkpoints import load_checkpoint
 from ..utils.cfg_options import nearest
 from ..utils.configs import type_name
 from ..utils.errors import UserError
+from ..utils.files import check_output
 from ..utils.terminal import some
 from .hooks.deep_training_hook import flatten, unwrap_model
 from .hooks.reparameterize_hook import ReparameterizeHook
@@ -33,17 +35,7 @@ from .weights import class_names
 
 
 def check_run(runner) -> None:
-    """Refuse a training run that would fail later, or go wrong unseen.
-
-    The network and the validation are tried on a few samples, which leaves
-    the run as it was. All processes call this, and all refuse if one does.
-
-    Args:
-        runner (Runner): A built runner, before ``train()``.
-
-    Raises:
-        UserError: What is wrong, in one sentence.
-    """
+    """Refuse a built run; all processes call this, and all refuse."""
     problem, error, tried = None, None, ['']
     try:
         _check(runner, tried)
@@ -66,7 +58,7 @@ def _check(runner, tried: list) -> None:
         _check_loader(name, loops[name])
     for hook in runner.hooks:
         if isinstance(hook, ReparameterizeHook):
-            hook.check_outputs(runner)
+            check_outputs(runner)
     model = unwrap_model(runner.model)
     if not isinstance(model, nn.Module):  # a strategy builds it later
         return
@@ -121,6 +113,23 @@ def _check_loader(name: str, loop) -> None:
         raise UserError(
             f'{name}_dataloader yields no batch of {loader.batch_size} from '
             f'{len(loader.dataset)} samples: change batch_size or drop_last')
+
+
+def check_outputs(runner) -> None:
+    """Refuse files of others where ReparameterizeHook writes its own."""
+    out = Path(runner.work_dir, 'deploy.pth')
+    paths = [out, out.with_suffix('.py')]
+    try:
+        for path in paths:
+            check_output(path, filter(None, (
+                runner.cfg.get('load_from'), runner.cfg.filename)), True)
+        found = [path for path in paths if path.exists()]
+        if found and 'mmvanilla_version' not in (
+                out in found and load_checkpoint(out).get('meta') or ()):
+            raise UserError(f'{found[0]} was not written by a merge')
+    except UserError as e:
+        raise UserError(f'ReparameterizeHook would fail: {e}; move the file, '
+                        'or use another --work-dir') from e
 
 
 def _batches(name: str, loop, tried: list) -> Iterator:

@@ -29,7 +29,7 @@ class WeightsHook(Hook):
         check_content(checkpoint, source, Path(source).absolute())
         leave_out_configs(checkpoint)  # mmengine would run them as Python
         if resume:
-            _compare(runner, source, checkpoint['meta'])
+            _compare_classes(runner, source, checkpoint['meta'])
         if hasattr(runner, 'strategy'):  # may have sharded the parameters
             return
         model = unwrap_model(runner.model)
@@ -61,8 +61,7 @@ def class_names(dataset) -> list[str]:
     return list(meta.get('classes') or ())
 
 
-def _compare(runner, source: str, meta: dict) -> None:
-    """Refuse other classes; warn where nothing is left to train."""
+def _compare_classes(runner, source: str, meta: dict) -> None:
     old = list((meta.get('dataset_meta') or {}).get('classes') or ())
     new = class_names(runner.train_dataloader.dataset)
     if old and new and old != new:
@@ -75,13 +74,6 @@ def _compare(runner, source: str, meta: dict) -> None:
             f'cannot resume from {source}: its classes are {some(old, 12)}, '
             f'but those of the data {some(new, 12)}; use the same data, or '
             f'start from its weights with --cfg-options load_from={source}')
-    loop = runner.train_loop
-    unit = 'epoch' if hasattr(loop, 'run_epoch') else 'iter'
-    most = getattr(loop, f'max_{unit}s')
-    if meta[unit] >= most:
-        runner.logger.warning(
-            f'{source} has trained {meta[unit]} of {most} {unit}s: nothing is '
-            f'left to do; a larger train_cfg.max_{unit}s goes on.')
 
 
 def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:

@@ -4,11 +4,9 @@ import shutil
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from tiny import assert_same_weights, build, read, tiny_cfg, train
-from yapf.yapflib import yapf_api
+from tiny import assert_same_weights, read, tiny_cfg, train
 
 from mmvanilla.utils.errors import UserError
 
@@ -48,21 +46,6 @@ def test_keeps_as_many_as_it_is_told(tmp_path):
         'epoch_4.pth', 'epoch_5.pth', best.rpartition('/')[2]}
     assert (tmp_path / 'last_checkpoint').read_text() == str(
         tmp_path / 'epoch_5.pth')
-
-
-def test_checkpoints_do_not_format_the_config(tmp_path, monkeypatch):
-    """Which they hold: yapf takes seconds for the names of many classes."""
-    runner, calls = build(make_cfg(tmp_path, 2)), []
-    format_code = yapf_api.FormatCode
-    monkeypatch.setattr(yapf_api, 'FormatCode', lambda *args, **kwargs: (
-        calls.append(args), format_code(*args, **kwargs))[1])
-    runner.train()
-    assert len(calls) <= 1  # mmengine's, before the training
-    assert len(names(tmp_path)) == 3
-    for name in names(tmp_path):
-        text = read(tmp_path / name)['meta']['cfg']
-        assert Config.fromstring(text, '.py').to_dict() == runner.cfg.to_dict()
-        assert len(text.splitlines()) > 100
 
 
 def test_removes_nothing_but_its_own(run, tmp_path):

@@ -15,6 +15,7 @@ from tiny import lams, read, tiny_cfg, train
 
 from mmvanilla.checkpoints import load_weights
 from mmvanilla.engine import ReparameterizeHook
+from mmvanilla.engine.checks import check_outputs
 from mmvanilla.utils.configs import build_model
 from mmvanilla.utils.errors import UserError
 
@@ -110,9 +111,8 @@ def test_files_of_others_are_kept(tmp_path, name, reason):
         cfg.load_from = str(path)
     elif name == 'deploy.pth':
         torch.save(dict(meta=dict(epoch=1)), path.with_name(name))
-    hook = ReparameterizeHook()
     with pytest.raises(UserError, match=f'{reason}.*another --work-dir'):
-        hook.check_outputs(SimpleNamespace(work_dir=tmp_path, cfg=cfg))
+        check_outputs(SimpleNamespace(work_dir=tmp_path, cfg=cfg))
 
 
 @HOOKS.register_module(force=True)

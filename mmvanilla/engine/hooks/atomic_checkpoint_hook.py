@@ -2,7 +2,6 @@
 import re
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import HOOKS
@@ -37,12 +36,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_train(self, runner) -> None:
         """Forget the files of a run that is resumed in another folder."""
         super().before_train(runner)
-        cfg = runner.cfg
-        # Each checkpoint holds its text, without yapf, which takes seconds to
-        # lay out the names of many classes.
-        runner.cfg = Config(cfg.to_dict(), cfg.text, cfg.filename,
-                            cfg.env_variables, format_python_code=False)
-        resumed = cfg.get('resume') and cfg.get('load_from')
+        resumed = runner.cfg.get('resume') and runner.cfg.get('load_from')
         if resumed and self.max_keep_ckpts > 0 and Path(
                 resumed).resolve().parent != Path(self.out_dir).resolve():
             self.keep_ckpt_ids.clear()

@@ -5,10 +5,8 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
-from ...checkpoints import load_checkpoint
 from ...reparam.merge import reparameterize
 from ...utils.errors import UserError
-from ...utils.files import check_output
 
 
 @HOOKS.register_module()
@@ -40,31 +38,6 @@ class ReparameterizeHook(Hook):
             raise UserError("ReparameterizeHook's checkpoint must be 'best' "
                             f"or 'last', but got {checkpoint!r}")
         self.checkpoint, self.tol, self.samples = checkpoint, tol, samples
-
-    def check_outputs(self, runner) -> None:
-        """Refuse, before training, to replace files of others.
-
-        Args:
-            runner (Runner): The runner, of which ``work_dir`` is read.
-
-        Raises:
-            UserError: If ``deploy.pth`` or ``deploy.py`` cannot be written,
-                or was not written by a merge.
-        """
-        out = Path(runner.work_dir, 'deploy.pth')
-        paths = [out, out.with_suffix('.py')]
-        inputs = [runner.cfg.get('load_from') or '',
-                  runner.cfg.filename or '']
-        try:
-            for path in paths:
-                check_output(path, inputs, force=True)
-            found = [path for path in paths if path.exists()]
-            if found and 'mmvanilla_version' not in (
-                    out in found and load_checkpoint(out).get('meta') or ()):
-                raise UserError(f'{found[0]} was not written by a merge')
-        except UserError as e:
-            raise UserError(f'ReparameterizeHook would fail: {e}; move the '
-                            'file, or use another --work-dir') from e
 
     @master_only
     def after_train(self, runner) -> None:

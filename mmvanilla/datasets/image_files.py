@@ -41,8 +41,7 @@ def check_image(path: str | Path) -> tuple[str, int | None]:
         return str(e), None
     except cv2.error as e:
         if 'MAX_IMAGE_PIXELS' in e.err:
-            return 'more pixels than OPENCV_IO_MAX_IMAGE_PIXELS, which sets ' \
-                'what OpenCV reads', None
+            return 'more pixels than OPENCV_IO_MAX_IMAGE_PIXELS', None
     data = data.tobytes()
     if image is None:
         return _pillow_error(data) or 'OpenCV cannot decode it', None

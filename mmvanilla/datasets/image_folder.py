@@ -71,9 +71,10 @@ def find_images(folder: Path, others: Counter | None = None,
     return sorted(images)
 
 
-def list_counts(counts: Counter) -> str:
-    """The most common first, as in '3 .heic, 1 empty'."""
-    return ', '.join(f'{n} {kind}' for kind, n in counts.most_common())
+def left_out(counts: Counter) -> list[str]:
+    """A line on the files that are left out, if any, by kind."""
+    text = ', '.join(f'{n} {kind}' for kind, n in counts.most_common() if n)
+    return [f'Files that are left out: {text}'] * bool(text)
 
 
 def find_folders(folder: Path) -> list[str]:

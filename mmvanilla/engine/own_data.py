@@ -49,9 +49,7 @@ def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
         if not classes:
             raise UserError(f'--data: {checkpoint} does not hold the names of '
                             'its classes, which the folders are compared with')
-    skip, notes = set(), [
-        f'Files of {root} that are left out: '
-        f'{image_folder.list_counts(+others)}'] * any(others.values())
+    skip, notes = set(), image_folder.left_out(others)
     # OpenCV, with which they are checked, may read others differently.
     if not re.search('imdecode_backend|unchanged', str(datasets)):
         skip, more = image_files.find_unreadable(root, sorted(chain(*(

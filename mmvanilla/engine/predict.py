@@ -22,7 +22,7 @@ from mmpretrain.visualization import UniversalVisualizer
 from ..checkpoints import load_checkpoint, load_state_dict
 from ..checkpoints.read import safe_reading
 from ..datasets import image_files
-from ..datasets.image_folder import find_images, list_counts
+from ..datasets.image_folder import find_images, left_out
 from ..utils import configs
 from ..utils.cfg_options import nearest
 from ..utils.errors import UserError, exit_on_user_error
@@ -47,7 +47,7 @@ def predict(images: str, model: str, checkpoint: str | None = None,
                         f'{", ".join(image_files.SUFFIXES)}')
     bad, notes = image_files.find_unreadable(root, names, False)
     notes *= len(names) > len(bad)  # an error says it of one image
-    for note in notes + [f'Left out: {list_counts(others)}'] * bool(others):
+    for note in notes + left_out(others):
         print(note, file=sys.stderr)
     if out and Path(out).resolve() == root.resolve():
         raise UserError(f'--out {out} is where the images are')

@@ -14,7 +14,7 @@ from ..checkpoints.read import load_weights
 from ..reparam.compare import SAME, Comparison, Result, compare, relative_error
 from ..reparam.merge import compare_layers, switch_loaded
 from ..reparam.samples import Samples, find_samples
-from ..utils.configs import build_model, check_data, check_parts, scope_of
+from ..utils.configs import build_model, check_data, scope_of
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_beside
 from ..utils.terminal import markdown_table
@@ -190,7 +190,6 @@ def _check_predicting(network: nn.Module, format: str, precision: str,
 def _calibration(cfg: Config, model: nn.Module, number: int,
                  size: tuple[int, int] | None) -> tuple[list[Tensor], str]:
     """Training images in the test pipeline that fit the input."""
-    check_parts(cfg, 'calibrating int8', 'train_dataloader')
     check_data(cfg, 'train_dataloader')
     found = find_samples(cfg, number, 'train', test_pipeline=True)
     if found.random:
@@ -207,7 +206,6 @@ def _calibration(cfg: Config, model: nn.Module, number: int,
 
 
 def _is_constant(network: nn.Module, inputs: list[Tensor]) -> bool:
-    """Whether a network's outputs are the same for several inputs."""
     first, *others = (network(x)[0].double() for x in inputs)
     return bool(others) and all(
         first.shape == x.shape and relative_error(first, x) <= SAME

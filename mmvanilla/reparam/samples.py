@@ -7,16 +7,9 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import TRANSFORMS
 from mmengine.runner import Runner
 
-from ..utils.configs import (
-    image_channels,
-    missing_data,
-    scope_of,
-    type_name,
-    unwrap_dataset,
-)
+from ..utils import configs
 from ..utils.errors import UserError
 
 
@@ -58,17 +51,17 @@ def find_samples(cfg: Config, number: int, split: str = 'val',
     if number < 1:
         raise UserError(f'the number of samples must be positive: {number}')
     given = cfg.get(f'{split}_dataloader') or {}
-    if not given.get('dataset') or missing_data(given.dataset):
+    if not given.get('dataset') or configs.missing_data(given.dataset):
         return _random_samples(cfg, number)
     loader = dict(
         dataset=copy.deepcopy(given.dataset), batch_size=1, num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=False))
     if given.get('collate_fn'):
         loader['collate_fn'] = copy.deepcopy(given.collate_fn)
-    if test_pipeline and _test_pipeline(cfg):
-        loader['dataset'] = _with_pipeline(loader['dataset'],
-                                           _test_pipeline(cfg))
-    with scope_of(cfg):
+    pipeline = _test_pipeline(cfg) if test_pipeline else []
+    if pipeline:
+        loader['dataset'] = _with_pipeline(loader['dataset'], pipeline)
+    with configs.scope_of(cfg):
         try:
             loader = Runner.build_dataloader(loader, seed=0)
         except FileNotFoundError:
@@ -89,7 +82,8 @@ def find_samples(cfg: Config, number: int, split: str = 'val',
 
 def _test_pipeline(cfg: Config) -> list:
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    return unwrap_dataset(loader.get('dataset') or {}).get('pipeline') or []
+    dataset = configs.unwrap_dataset(loader.get('dataset') or {})
+    return dataset.get('pipeline') or []
 
 
 def _with_pipeline(dataset: dict, pipeline: list) -> dict:
@@ -105,15 +99,15 @@ def _with_pipeline(dataset: dict, pipeline: list) -> dict:
 def _random_samples(cfg: Config, number: int) -> Samples:
     # There are no files of images and no annotations to load.
     transforms = [copy.deepcopy(t) for t in _test_pipeline(cfg)
-                  if not type_name(t).startswith('Load')]
+                  if not configs.type_name(t).startswith('Load')]
     rng, batches = np.random.default_rng(0), []
-    with scope_of(cfg):
-        pipeline = Compose([TRANSFORMS.build(t) for t in transforms])
+    shape = 224, 224, configs.image_channels(cfg)
+    with configs.scope_of(cfg):
+        pipeline = Compose(transforms)
         for i in range(number):
-            image = rng.integers(0, 256, (224, 224, image_channels(cfg)),
-                                 np.uint8)
+            image = rng.integers(0, 256, shape, np.uint8)
             results = dict(img=image, img_id=i, img_path='',
-                           img_shape=(224, 224), ori_shape=(224, 224))
+                           img_shape=shape[:2], ori_shape=shape[:2])
             batches.append(
                 pseudo_collate([pipeline(results)]) if transforms else
                 dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)]))

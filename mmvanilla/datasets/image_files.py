@@ -28,10 +28,7 @@ HEADERS, DECODED = 5000, 100
 
 
 def check_image(path: str | Path) -> tuple[str, int | None]:
-    """Why OpenMMLab would misread an image, and the largest 16-bit value.
-
-    The former is '' for a good image, the latter None for one of 8 bits.
-    """
+    """Why an image is misread, else '', and its largest value of 16 bits."""
     image = None
     try:
         # Not cv2.imread, which fails on some names that are not ASCII.
@@ -55,11 +52,7 @@ def check_image(path: str | Path) -> tuple[str, int | None]:
 
 def find_unreadable(root: Path, images: Sequence[str], check_all: bool
                     ) -> tuple[set[str], list[str]]:
-    """The images that cannot be read, and what a user should know of them.
-
-    Decodes all images, or some of those whose header is unusual: which ones
-    depends on names and files alone, so that every process finds the same.
-    """
+    """The images that cannot be read, the same in each process, and notes."""
     def check(function, names, what):
         with ThreadPoolExecutor() as pool, warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow's, of large images

@@ -34,11 +34,10 @@ def _is_visible(name: str) -> bool:
 
 def find_images(folder: Path, others: Counter | None = None,
                 within: Sequence[str] = ('', )) -> list[str]:
-    """Sorted paths, relative to ``folder``, of the images below it.
+    """Paths, relative to ``folder``, of the images ``within``, each once.
 
-    A file to which links lead is found once, if possible by its own path.
-    Files that are no images are counted in ``others``, by suffix. Only the
-    folders ``within`` are searched.
+    Links come after the files to which they lead. What is left out is counted
+    in ``others``, by its reason.
     """
     others = Counter() if others is None else others
     images, paths, links = [], deque(within), deque()
@@ -84,10 +83,7 @@ def find_folders(folder: Path) -> list[str]:
 
 
 def find_splits(root: Path) -> dict[str, list[str]]:
-    """The folders in ``root`` that are splits, as ``{'val': ['Valid']}``.
-
-    Empty if its folders are classes.
-    """
+    """The folders in ``root`` that are splits, as ``{'val': ['Valid']}``."""
     found, folders = defaultdict(list), find_folders(root)
     for name in folders:
         word = SPLIT.search(name)
@@ -113,9 +109,7 @@ def read_splits(root: Path, seed: int = 0, others: Counter | None = None,
                 ) -> dict[str, dict[str, list[str]]]:
     """The images of 'train' and 'val', relative to ``root``, by class.
 
-    Without folders of splits, a fifth of each class, at least one image, is
-    held out for 'val', chosen by a hash of seed and file name. With some, the
-    needed ones must be among them.
+    Without folders of splits, a fifth of each class is held out for 'val'.
     """
     if not root.is_dir():
         raise UserError(f'no folder {root}: it should hold one folder of '

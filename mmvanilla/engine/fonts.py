@@ -15,11 +15,7 @@ FAMILIES = ('monospace', 'sans-serif')
 
 
 def font_for(names: Sequence[str]) -> AbstractContextManager:
-    """A context, or decorator, in which matplotlib draws names as they are.
-
-    Another font is set in it if the present one lacks characters and one that
-    has more of them is found.
-    """
+    """A context, or decorator, in which matplotlib draws names as they are."""
     wanted = {ord(x) for x in ''.join(names) if x.isprintable()} - {32}
 
     def lacks(path: str) -> set[int]:

@@ -26,10 +26,7 @@ def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
                      ) -> list[str]:
     """Make a classification config, in place, use a folder of images.
 
-    The folder holds ``train`` and ``val``, each with a folder of images for
-    each class, or the latter alone: then a fifth of each class is ``val``.
-    With a ``checkpoint``, of a trained network to evaluate, the config gets
-    its classes, and the folder may lack some of them, or ``train``. Warnings
+    With a ``checkpoint`` to evaluate, it gets the classes of that. Warnings
     are returned, since there is no log file yet.
     """
     if scope_name(cfg) != 'mmpretrain':

@@ -30,7 +30,7 @@ from .launch import (
 )
 from .own_data import use_image_folder
 from .schedules import check_schedules
-from .weights import check_resumable, find_checkpoint
+from .weights import check_resumable, class_names, find_checkpoint
 
 
 def train(config: str, resume: str | None = None, amp: bool = False,
@@ -142,8 +142,7 @@ def test(config: str, checkpoint: str, deploy: bool = False,
                 model.backbone, images, compile)
         if show_dir and scope_name(cfg) == 'mmpretrain':
             runner.register_hook(_FoldersInNames())
-        names = getattr(runner.test_loop.dataloader.dataset, 'metainfo', {})
-        with font_for(names.get('classes') or ()) if (
+        with font_for(class_names(runner.test_loop.dataloader.dataset)) if (
                 show or show_dir) else nullcontext():
             metrics = runner.test()
         if out_item == 'metrics' and is_main_process():

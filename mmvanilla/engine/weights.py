@@ -78,19 +78,17 @@ def _compare_classes(runner, source: str, meta: dict) -> None:
 
 def find_checkpoint(work_dir: str) -> tuple[str, list[str]]:
     """The last checkpoint that can be resumed, and why later ones cannot."""
-    numbers = {path: int(path.stem.rpartition('_')[2])
-               for path in Path(work_dir).glob('*.pth')
-               if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
     saved, reasons = {}, []
-    for path in sorted(numbers, key=numbers.get, reverse=True):
+    for path in sorted(Path(work_dir).glob('*.pth'), reverse=True):
+        number = re.fullmatch(r'(epoch|iter)_(\d+)', path.stem)
         # Numbers mislead after an earlier run, times of files in a copy.
         try:
             with safe_reading(str(path)):
-                meta = torch.load(path, 'cpu', mmap=True)['meta']
-            saved[path] = str(meta.get('time')), numbers[path]
+                if number:
+                    meta = torch.load(path, 'cpu', mmap=True)['meta']
+                    saved[path] = str(meta.get('time')), int(number[2])
         except Exception as e:
-            text = str(e)
-            reasons.append(text if str(path) in text else f'{path}: {text}')
+            reasons.append(str(e) if str(path) in str(e) else f'{path}: {e}')
     for path in sorted(saved, key=saved.get, reverse=True):
         try:
             check_resumable(str(path))

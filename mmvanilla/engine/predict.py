@@ -108,9 +108,9 @@ def _predictor(cfg, checkpoint, deploy):
             configs.class_names(cfg, {})):
         set_num_classes(cfg, len(known))  # trained with --data
     # Numbers are for classes without a name.
-    look = dict(
-        classes=known + [str(i) for i in range(len(known), 30000)],
-        palette=np.random.default_rng(0).integers(0, 256, (30000, 3)).tolist())
+    colors = np.random.default_rng(0).integers(0, 256, (30000, 3)).tolist()
+    look = dict(palette=[*map(tuple, colors)], classes=known + [
+        str(i) for i in range(len(known), len(colors))])
     for transform in dataset.pipeline:  # inferencers look for plain names
         name = configs.type_name(transform)
         transform['type'] = name if name[:4] == 'Load' else transform['type']

@@ -60,7 +60,10 @@ def read_official(path: str | Path, key: str | None = None) -> dict:
     except UserError as e:
         raise UserError(f"{path} is not in the authors' format: {e}") from e
     for key in state_dict:
-        if key.endswith('.act.lam') and Path(path).stem not in PUBLISHED:
+        # Published files hold finished networks, whatever their epoch is.
+        published = Path(path).stem in PUBLISHED and not isinstance(
+            content.get('epoch'), int)
+        if key.endswith('.act.lam') and not published:
             state_dict[key].fill_(authors_lam(content, path))
     name = getattr(content.get('args'), 'model', None) or Path(path).stem
     meta = dict(model=str(name))

@@ -16,7 +16,7 @@ from .samples import Samples
 # For each precision the largest relative error of an output, and the smallest
 # share of predictions in agreement.
 TOLERANCES = dict(
-    fp32=(1e-4, 0.99), fp16=(0.02, 0.98), bf16=(0.1, 0.98), int8=(0.5, 0.9))
+    fp32=(1e-4, 0.99), fp16=(0.02, 0.98), bf16=(0.1, 0.98), int8=(1.0, 0.9))
 BOX_TOL = 0.1  # pixels, of each corner
 SCORE_TOL = 1e-3
 # References of two samples that differ by less are equal except for rounding.

@@ -1,9 +1,10 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What a training run shows: a header, a summary and curves."""
+"""What a training run shows: a header, progress, a summary and curves."""
 import json
 import logging
 import re
 import shlex
+import sys
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -24,12 +25,12 @@ OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'
 
 
 class ConsoleHook(Hook):
-    """Show a header and a summary; close it after the run."""
+    """Show a header, progress and a summary; close it after the run."""
 
     priority = 'LOWEST'  # the summary comes after other hooks' log lines
 
     def __init__(self) -> None:
-        self.screens = {}
+        self.screens, self.bar, self.metric = {}, None, ''
 
     def quiet(self, runner_class: type, lowest: int) -> type:
         """A subclass whose screen shows only warnings before the header."""
@@ -46,25 +47,64 @@ class ConsoleHook(Hook):
                     dict(build_logger=build_logger))
 
     def close(self) -> None:
-        """Show all log lines from here on."""
+        """Show all log lines from here on and end the progress bar."""
         for screen, level in self.screens.items():
             screen.setLevel(level)
+        if self.bar is not None:
+            self.bar = self.bar.stop()
+            self._print_to_stdout()
 
     def before_train(self, runner) -> None:
-        """Log the header."""
+        """Log the header and start the progress bar, on a terminal."""
+        from rich import console, progress
         self.close()
         runner.logger.info(_align(_header(runner)))
+        if is_main_process() and sys.stdout.isatty():
+            self.bar = progress.Progress(  # no thread, which loaders fork
+                console=console.Console(soft_wrap=True), transient=True,
+                auto_refresh=False, redirect_stderr=False)
+            self.task = self.bar.add_task('', total=runner.max_iters)
+            self.bar.start()
+            self._print_to_stdout()
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Move the progress bar."""
+        if self.bar is not None:
+            name, done, total = _length(runner)
+            lam = runner.message_hub.log_scalars.get('train/lambda')
+            lam = f'  lambda {lam.current():.2f}' if lam else ''
+            self.bar.update(
+                self.task, completed=runner.iter + 1, refresh=True,
+                description=f'{name} {done + 1}/{total}{lam}{self.metric}')
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        """Keep the first metric, for the progress bar."""
+        numbers = [(name, value) for name, value in (metrics or {}).items()
+                   if isinstance(value, int | float)]
+        if numbers:
+            self.metric = '  {} {:.4g}'.format(*numbers[0])
 
     def after_train(self, runner) -> None:
         """Draw the curves and log the summary."""
+        self.close()
         if is_main_process():
             runner.logger.info('Finished.' + _align(_summary(runner)))
+
+    def _print_to_stdout(self) -> None:  # rich's prints above its bar
+        for screen in self.screens:
+            screen.setStream(sys.stdout)
 
 
 def _align(rows: dict[str, str]) -> str:
     width = max((len(key) for key in rows if rows[key]), default=0)
     return ''.join(f'\n  {key:{width}}  {rows[key]}'
                    for key in rows if rows[key])
+
+
+def _length(runner) -> tuple[str, int, int]:
+    if hasattr(runner.train_loop, 'run_epoch'):
+        return 'epoch', runner.epoch, runner.max_epochs
+    return 'iteration', runner.iter, runner.max_iters
 
 
 def _header(runner) -> dict[str, str]:
@@ -81,15 +121,13 @@ def _header(runner) -> dict[str, str]:
         counts.append(f'{len(runner.val_dataloader.dataset)} for validation')
     if getattr(data, 'data_root', ''):
         counts.append(f'from {data.data_root}')
-    classes = class_names(data)
-    name, done, total = ('epoch', runner.epoch, runner.max_epochs) if (
-        hasattr(runner.train_loop, 'run_epoch')) else (
-        'iteration', runner.iter, runner.max_iters)
+    classes = (getattr(data, 'metainfo', None) or {}).get('classes') or ()
+    name, done, total = _length(runner)
     many = f', {runner.world_size} processes' * (runner.world_size > 1)
     return {
         'model': f'{names}, {size:.2f} M parameters', 'form': form,
         'data': ', '.join(counts),
-        'classes': classes and f'{len(classes)}: {some(classes, 6)}',
+        'classes': classes and f'{len(classes)}: {some(list(classes), 6)}',
         f'{name}s': f'{total}' + f', resumed after {done}' * (done > 0),
         'weights': runner.cfg.get('load_from'),
         'device': f'{next(model.parameters()).device}{many}',

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from PIL import Image
 from tiny import tiny_cfg
@@ -15,13 +17,20 @@ from mmvanilla.engine.console import ConsoleHook, plot_curves, read_curves
 from mmvanilla.utils.errors import UserError
 
 
-def run(cfg, monkeypatch, stream) -> Runner:
+class Terminal(io.StringIO):
+
+    def isatty(self):
+        return True
+
+
+def run(cfg, monkeypatch, stream, *hooks) -> Runner:
     """Train with what the screen shows written to ``stream``."""
     monkeypatch.setattr(sys, 'stdout', stream)
     cfg.experiment_name = f'console_{Path(cfg.work_dir).parent.name}'
     console = ConsoleHook()
     runner = console.quiet(Runner, logging.WARNING).from_cfg(cfg)
-    runner.register_hook(console)
+    for hook in (*hooks, console):
+        runner.register_hook(hook)
     try:
         runner.train()
     finally:
@@ -49,12 +58,39 @@ def test_log_file_and_screen(tmp_path, monkeypatch):
     # As scripts that read OpenMMLab's logs expect it.
     assert len(re.findall(r' - mmengine - INFO - Epoch\(train\) +\[\d\]\[\d/4'
                           r'\] .* lambda: [01]\.0000  loss: \d', screen)) == 8
+    assert '\x1b[?25l' not in screen  # a cursor that a bar would hide
+
     best = runner.message_hub.get_info('best_ckpt')
     score = runner.message_hub.get_info('best_score')
     assert f'{score:.4g} in {best}' in screen
     assert (tmp_path / 'work' / 'curves.png').is_file()
     command = re.search(r'next +(mmvanilla-predict IMAGE) (.*) --out', screen)
     assert all(Path(x).is_file() for x in command[2].split())
+
+
+class Fails(Hook):
+
+    def after_train_epoch(self, runner):
+        if runner.epoch == 1:
+            raise ZeroDivisionError
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path, monkeypatch):
+    """Until the run ends, also where it fails."""
+    cfg = tiny_cfg(tmp_path / 'work', epochs=2, decay_epochs=1)
+    stream = Terminal()
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', '200')
+    with pytest.raises(ZeroDivisionError):
+        run(cfg, monkeypatch, stream, Fails())
+    screen = stream.getvalue()
+    assert re.search(r'epoch 2/2  lambda 1.00  accuracy/top1 \d', screen)
+    # The cursor is back, log lines are there, and go to the stream again.
+    assert screen.rfind('\x1b[?25h') > screen.rfind('\x1b[?25l') > 0
+    assert len(re.findall(r'Epoch\(train\)', screen)) == 8
+    handler, = (x for x in MMLogger.get_current_instance().handlers
+                if type(x) is logging.StreamHandler)
+    assert handler.stream is sys.stdout is stream
 
 
 def write(folder, lines):

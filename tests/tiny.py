@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """A run that takes seconds: the digits' config, narrowed and cut short."""
+import itertools
 import os
 import runpy
 import socket
@@ -15,6 +16,8 @@ from mmengine.runner import Runner
 
 import mmvanilla  # noqa: F401
 from mmvanilla.checkpoints import safe_reading
+from mmvanilla.engine.runs import train as run_config
+from mmvanilla.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / 'configs' / 'vanillanet' / 'vanillanet-tiny_1xb64_digits.py'
@@ -142,3 +145,21 @@ def refused(monkeypatch, capfd, *args, cwd) -> str:
     errors = [x for x in printed.splitlines() if x.startswith('error: ')]
     assert len(errors) == 1, printed
     return errors[0]
+
+
+_numbers = itertools.count()
+
+
+def run(cfg, folder, **options):
+    """Train as the tool does; two runs of a second must not share a name."""
+    cfg.experiment_name = f'run_{next(_numbers)}'
+    cfg.dump(folder / 'config.py')
+    return run_config(str(folder / 'config.py'), **options)
+
+
+def refusal(cfg, folder, **options) -> str:
+    with pytest.raises(UserError) as error:
+        run(cfg, folder, **options)
+    assert not list(folder.rglob('*.pth'))
+    assert '\n' not in str(error.value)
+    return str(error.value)

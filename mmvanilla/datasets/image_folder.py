@@ -126,6 +126,11 @@ def read_splits(root: Path, seed: int = 0, others: Counter | None = None,
     for name in folders:
         if found and name not in places:
             others[f'folder {name}'] += 1
+        elif not found and len({*folders} & {*find_folders(
+                root / name)}) > 1:
+            raise UserError(f'{root / name} holds folders that are called as '
+                            'classes beside it: move it elsewhere, if it is '
+                            'a copy of them')
         elif not found and len(find_splits(root / name)) > 1:
             raise UserError(f'{root / name} holds splits: did you mean that '
                             'folder? Splits belong above the classes')

@@ -1,7 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Find before the first epoch what would fail, or be wrong unseen, later."""
 import copy
-import json
 import logging
 import random
 import re
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.evaluator import BaseMetric, DumpResults, Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
-from mmengine.registry import DATASETS
 from mmengine.runner import ValLoop, autocast
 from mmengine.structures import InstanceData
 from mmengine.utils import is_method_overridden
@@ -28,10 +26,10 @@ from ..utils.configs import type_name
 from ..utils.errors import UserError
 from ..utils.files import check_output
 from ..utils.terminal import some
+from .classes import check_class_names, check_labels, class_names
 from .hooks.deep_training_hook import flatten, unwrap_model
 from .hooks.reparameterize_hook import ReparameterizeHook
 from .launch import explain
-from .weights import class_names
 
 
 def check_run(runner) -> None:
@@ -69,10 +67,17 @@ def _check(runner, tried: list) -> None:
         if re.fullmatch(heads, name) and number in range(1, count):
             raise UserError(f'model.{name}.num_classes is {number}, but the '
                             f'data have {count} classes')
+    if isinstance(model, BaseClassifier):
+        check_labels(runner, loops, model)
     with _undone(runner, model):
         if isinstance(model, BaseClassifier):
             for batch in _batches('train', loops['train'], tried):
-                model(**model.data_preprocessor(batch, True), mode='tensor')
+                data = model.data_preprocessor(batch, True)
+                model(**data, mode='tensor')
+                if get_world_size() == 1:  # SyncBN would wait for others
+                    model.train()
+                    model(**data, mode='loss')
+                    model.eval()
         metrics = _validate(runner, model, tried) if loops['val'] else None
     if metrics is not None:
         _check_monitors(runner, metrics)
@@ -82,6 +87,7 @@ def _check(runner, tried: list) -> None:
 def _undone(runner, model: nn.Module) -> Iterator[None]:
     """Keep random numbers and modes; log nothing."""
     modes = {module: module.training for module in model.modules()}
+    buffers = [(x, x.clone()) for x in model.buffers()]
     python, numpy = random.getstate(), np.random.get_state()
     level, device = runner.logger.level, next(model.parameters()).device
     runner.logger.setLevel(logging.CRITICAL)
@@ -96,6 +102,8 @@ def _undone(runner, model: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy)
         for module, mode in modes.items():
             module.training = mode
+        for buffer, before in buffers:
+            buffer.copy_(before)
         runner.logger.setLevel(level)
 
 
@@ -137,6 +145,10 @@ def _batches(name: str, loop, tried: list) -> Iterator:
     loader = loop.dataloader
     data, size = loader.dataset, min(2, loader.batch_size or 2)
     last = len(data) - 1 if hasattr(data, '__len__') else -1
+    if name == 'train' and not loader.drop_last and last >= 0 and (
+            loader.batch_size or 1) > 1 and len(
+                loader.sampler) % loader.batch_size == 1:
+        size = 1  # as the last batch
     where = [*{0: 0, last: 0, last // 3: 0, 2 * last // 3: 0}] * (last >= 0)
     for i in range(0, len(where[:2 * size]), size):
         tried.append('')
@@ -179,53 +191,6 @@ def _validate(runner, model: nn.Module, tried: list) -> dict | None:
         for key, value in metric.compute_metrics(metric.results).items():
             found['/'.join(filter(None, (metric.prefix, key)))] = value
     return found
-
-
-def check_class_names(name: str, cfg: dict, logger: logging.Logger) -> None:
-    """Compare names of classes with those that annotations have."""
-    for inner in (cfg.get('dataset'), *cfg.get('datasets', ())):
-        if isinstance(inner, dict):  # inside of a wrapper
-            check_class_names(name, inner, logger)
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        kind = cfg['type']
-        kind = registry.get(kind) if isinstance(kind, str) else kind
-        # Before it reads the file, which may leave it no sample.
-        method = getattr(kind, 'load_data_list', class_names)
-        meta, path = cfg.get('metainfo') or {}, ''
-        if method.__qualname__ == 'CocoDataset.load_data_list':
-            data = registry.build(dict(cfg, lazy_init=True, pipeline=[]))
-            meta, path = data.metainfo, data.ann_file
-    classes = meta.get('classes') or cfg.get('classes')
-    if isinstance(classes, str) and not Path(classes).is_file():
-        raise UserError(
-            f'the classes of the {name} data are a text, {classes!r}: a '
-            f'tuple of one name needs a comma, ({classes!r}, )')
-    if not classes or not path or not Path(path).is_file():
-        return
-    text = Path(path).read_text('utf-8')  # of which only a part is parsed
-    start = re.search(r'"categories"\s*:\s*(?=\[)', text)
-    if not start:
-        raise UserError(f'{path} has no list of categories')
-    found, _ = json.JSONDecoder().raw_decode(text, start.end())
-    known = [category['name'] for category in found]
-    unknown = [x for x in classes if x not in known]
-    if unknown:
-        near = nearest(str(unknown[0]), known)
-        raise UserError(
-            f'{path} has no category {some(unknown)}, which metainfo.classes '
-            f'of the {name} data names; its categories are {some(known, 20)}'
-            + (f'; did you mean {near}?' if near else ''))
-    # mmdet numbers them in the order of the file, whatever that of classes.
-    order = [x for x in known if x in classes]
-    if order != list(classes):
-        raise UserError(
-            f'metainfo.classes of the {name} data is {some(classes, 20)}, but '
-            f'labels are numbered in the order of {path}, {some(order, 20)}: '
-            'give metainfo.classes in that order')
-    if len(order) < len(known):
-        logger.warning(
-            f'The {name} data leave out objects of '
-            f'{some([x for x in known if x not in classes], 6)}.')
 
 
 def _check_monitors(runner, metrics: dict) -> None:

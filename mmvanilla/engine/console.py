@@ -17,7 +17,6 @@ from ..utils.errors import UserError
 from ..utils.files import write_beside
 from ..utils.terminal import some
 from .hooks.deep_training_hook import unwrap_model
-from .weights import class_names
 
 # Scalars that are no metrics.
 OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'

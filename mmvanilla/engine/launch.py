@@ -37,9 +37,9 @@ KNOWN_ERRORS = {
     'images of different sizes cannot be a batch: let the last transforms of '
     'the pipeline resize or crop them to one',
     r'Given groups=.* expected input\[\d+, (\d+),.* to have (\d+) channels.*':
-    r'the network takes \2 channels, but images have \1 after the pipeline '
-    'and the data_preprocessor: change in_channels of the backbone, mean and '
-    'std, or how images are loaded (color_type)',
+    r'a layer takes \2 channels, but gets \1: for images, change in_channels '
+    'of the backbone, mean and std, or how they are loaded (color_type); for '
+    'a head, its in_channels',
     ".*(Output size is too small|Kernel size can't be greater).*":
     'they are smaller than the total stride of the network, whose last '
     'feature map would be empty: resize them to more, or use fewer strides',
@@ -49,6 +49,11 @@ KNOWN_ERRORS = {
     'an index is too large, as a label that is not below num_classes',
     '(class .*: )?need at least one array to concatenate':
     'a data set has no sample, or none is left after its filter_cfg',
+    'base_wd should not be None':
+    'paramwise_cfg changes the weight decay, which optim_wrapper.optimizer '
+    'lacks: give weight_decay, 0 for none',
+    'self.(begin_epoch|begin_iter) should be smaller than or equal to .*':
+    r'the average of EMAHook would begin after the run: lower its \1',
     'failed to load image': 'cannot read an image',
     r'(\S+) is not in the pretrained model':
     r'no key in the checkpoint of an init_cfg begins with its prefix \1',
@@ -71,8 +76,13 @@ def explain(error: Exception) -> str | None:
 def read_run_config(
         config: str, work_dir: str | None = None, launcher: str = 'none',
         cfg_options=None, allow_new_keys: bool = False) -> Config:
-    """Read a config; set its scope, its launcher and its work dir."""
-    cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
+    """Read a config; set its scope, its launcher and its work dir.
+
+    ``cfg_options`` are KEY=VALUE texts, or values by dotted keys.
+    """
+    if not isinstance(cfg_options, dict):
+        cfg_options = parse_cfg_options(cfg_options)
+    cfg = read_config(config, cfg_options, allow_new_keys)
     # mmengine would go on with that of an earlier run of this process.
     cfg.default_scope = scope_name(cfg)
     cfg.launcher = launcher

@@ -133,8 +133,9 @@ def _check_classes(root: Path, splits: dict, classes: list[str],
         if empty and not problem:
             problem = (
                 f'holds no image of {some(empty)} for {split}: each class '
-                'needs one for train and one for val, with a name that ends '
-                f'in {", ".join(image_files.SUFFIXES)}')
+                'needs one for train and one for val, which is held out of '
+                'two or more where there is no folder val; names end in '
+                f'{", ".join(image_files.SUFFIXES)}')
     if problem:
         raise UserError('; '.join([f'--data: {root} {problem}', *notes]))
 

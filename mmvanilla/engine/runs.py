@@ -14,12 +14,14 @@ from mmengine.evaluator import DumpResults
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..checkpoints import load_weights
+from ..checkpoints import load_checkpoint, load_weights
 from ..utils import configs
 from ..utils.configs import check_parts, scope_name, type_name
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_beside
+from ..utils.terminal import some
 from .checks import check_run
+from .classes import class_names
 from .fonts import font_for
 from .hooks.deep_training_hook import unwrap_model
 from .launch import (
@@ -30,16 +32,17 @@ from .launch import (
 )
 from .own_data import use_image_folder
 from .schedules import check_schedules
-from .weights import check_resumable, class_names, find_checkpoint
+from .weights import check_resumable, find_checkpoint
 
 
-def train(config: str, resume: str | None = None, amp: bool = False,
+def train(config: str, work_dir: str | None = None,
+          resume: str | None = None, amp: bool = False,
           validate: bool = True, auto_scale_lr: bool = False,
           persistent_workers: bool = True, pin_memory: bool = True,
           data: str | None = None, check_images: bool = False,
           balance: bool = False, log: str = 'short', **options) -> Runner:
     """Train the model of a config, with the options of tools/train.py."""
-    cfg = read_run_config(config, **options)
+    cfg = read_run_config(config, work_dir, **options)
     check_parts(cfg, 'training', 'model', 'train_dataloader', 'train_cfg',
                 'optim_wrapper')
     if not validate:
@@ -125,6 +128,12 @@ def test(config: str, checkpoint: str, deploy: bool = False,
         model = unwrap_model(runner.model)
         # Before EMAHook copies the model: `state_dict` holds the average.
         load_weights(model, checkpoint)
+        meta = load_checkpoint(checkpoint).get('meta') or {}
+        old = list((meta.get('dataset_meta') or {}).get('classes') or ())
+        new = class_names(runner.test_dataloader.dataset)
+        if old and new and old != new and scope_name(cfg) == 'mmpretrain':
+            raise UserError(f'{checkpoint} was trained for {some(old, 12)}, '
+                            f'but the test data have {some(new, 12)}')
         if out and out_item != 'metrics':
             runner.test_evaluator.metrics.append(DumpResults(str(written)))
         if deploy:

@@ -101,6 +101,11 @@ class _ScheduleHook(Hook):
             cfgs = [x for x in flatten(own) if 'LR' in type_name(x)
                     and 'Plateau' not in type_name(x)]
             problem = cfgs and _problem(runner, cfgs)
+            if cfgs and not hasattr(runner.train_loop, 'run_epoch') and all(
+                    x.get('by_epoch', True) for x in cfgs):
+                problem = ('does not follow the run: its loop counts '
+                           'iterations, and the schedulers epochs; give them '
+                           'by_epoch=False')
             if problem:
                 times = [f'{type_name(x)}.{k}={x[k]}' for x in cfgs
                          for k in TIMES[1:] if x.get(k)]

@@ -15,6 +15,7 @@ from ..checkpoints import (
 from ..checkpoints.read import check_content
 from ..utils.errors import UserError
 from ..utils.terminal import some
+from .classes import class_names
 from .hooks.deep_training_hook import unwrap_model
 
 
@@ -28,8 +29,9 @@ class WeightsHook(Hook):
         source, resume = str(runner.cfg.load_from), runner.cfg.get('resume')
         check_content(checkpoint, source, Path(source).absolute())
         leave_out_configs(checkpoint)  # mmengine would run them as Python
+        _compare_classes(runner, source, checkpoint.get('meta') or {}, resume)
         if resume:
-            _compare_classes(runner, source, checkpoint['meta'])
+            _find_best(runner, checkpoint['message_hub'])
         if hasattr(runner, 'strategy'):  # may have sharded the parameters
             return
         model = unwrap_model(runner.model)
@@ -55,16 +57,27 @@ class WeightsHook(Hook):
                                 f'ema_state_dict of {source}')
 
 
-def class_names(dataset) -> list[str]:
-    """The names of a data set's classes; empty without any."""
-    meta = getattr(dataset, 'metainfo', None) or {}
-    return list(meta.get('classes') or ())
+def _find_best(runner, message_hub: dict) -> None:
+    """Let the best checkpoint be that of a work dir that was copied."""
+    info = message_hub.get('runtime_info') or {}
+    for name in [x for x in info if x.startswith('best_ckpt')]:
+        path = Path(runner.work_dir, Path(str(info[name])).name)
+        if path.is_file():
+            info[name] = str(path)
+        elif not Path(str(info[name])).is_file():
+            runner.logger.warning(f'The best checkpoint, {info.pop(name)}, is '
+                                  'not there: the best one counts from here')
+            info.pop(name.replace('ckpt', 'score'), None)
 
 
-def _compare_classes(runner, source: str, meta: dict) -> None:
+def _compare_classes(runner, source: str, meta: dict, resume: bool) -> None:
     old = list((meta.get('dataset_meta') or {}).get('classes') or ())
     new = class_names(runner.train_dataloader.dataset)
-    if old and new and old != new:
+    if not resume and len(old) == len(new) and old != new:
+        runner.logger.warning(
+            f'The head of {source} was trained for {some(old, 12)}, and is '
+            f'kept, but the data have {some(new, 12)}')
+    elif resume and old and new and old != new:
         if len(old + new) > 24:  # those that differ
             old, new = ([f'{len(names)} names'] + [
                 f'{i}: {x}' for i, x in enumerate(names)

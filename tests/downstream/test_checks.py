@@ -9,7 +9,7 @@ from downstream.shapes import generate
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from mmvanilla.engine.checks import check_class_names
+from mmvanilla.engine.classes import check_class_names
 from mmvanilla.engine.runs import train
 from mmvanilla.utils.errors import UserError
 

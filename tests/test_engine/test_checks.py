@@ -1,21 +1,17 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """What a run is refused for before its first epoch."""
-import itertools
 import re
 
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmpretrain.registry import METRICS
-from tiny import assert_same_weights, read, tiny_cfg
+from tiny import assert_same_weights, read, refusal, run, tiny_cfg
 from tiny import train as train_unchecked
 
 from mmvanilla.engine.console import read_curves
-from mmvanilla.engine.runs import train
 from mmvanilla.engine.weights import check_resumable, find_checkpoint
 from mmvanilla.utils.errors import UserError
-
-_numbers = itertools.count()
 
 
 @METRICS.register_module(force=True)
@@ -30,21 +26,6 @@ class Count(BaseMetric):
     def compute_metrics(self, results):
         self.calls += 1
         return dict(calls=self.calls)
-
-
-def run(cfg, folder, **options):
-    """Train as the tool does; two runs of a second must not share a name."""
-    cfg.experiment_name = f'checks_{next(_numbers)}'
-    cfg.dump(folder / 'config.py')
-    return train(str(folder / 'config.py'), **options)
-
-
-def refusal(cfg, folder, **options) -> str:
-    with pytest.raises(UserError) as error:
-        run(cfg, folder, **options)
-    assert not list(folder.rglob('*.pth'))
-    assert '\n' not in str(error.value)
-    return str(error.value)
 
 
 SAVE = 'default_hooks.checkpoint.save_best'
@@ -73,12 +54,24 @@ CASES = {
          'train_dataloader.drop_last': True},
         'train_dataloader yields no batch of 16 from 15 samples'),
     'channels': ({'model.backbone.in_channels': 4},
-                 'train images, of 1 x 32 x 32: .*takes 4 channels, .*have 1'),
+                 'train images, of 1 x 32 x 32: .*takes 4 .* but gets 1'),
     'size': ({'model.backbone.arch':
               dict(dims=[4, 8, 8, 8, 8, 8], strides=[2, 2, 2, 2, 1])},
              'train images, of 1 x 32 x 32: .*smaller than the total stride'),
     'head': ({'model.head.num_classes': 9},
              'model.head.num_classes is 9, but the data have 10'),
+    'a loss for other classes': (
+        {'model.head.loss': dict(type='CrossEntropyLoss',
+                                 class_weight=[1.0, 2.0])},
+        'train images, of 1 x 32 x 32: .*weight'),
+    'a last batch of one image': (
+        {'train_dataloader.dataset.indices': 17,
+         'train_dataloader.batch_size': 8,
+         'train_dataloader.drop_last': False},
+        'a batch of one image: set train_dataloader.drop_last'),
+    'an average that begins after the end': (
+        {'custom_hooks': [dict(type='EMAHook', begin_epoch=9)]},
+        'begin after the run: lower its begin_epoch'),
 }
 
 
@@ -125,7 +118,8 @@ def test_resuming_with_other_data(tmp_path):
             ([f'digit {i}' for i in range(50)],
              '50 names, 0: digit 0, 1: digit 1, .* and 39 more;')]:
         cfg = tiny_cfg(tmp_path / 'other', epochs=2)
-        cfg.train_dataloader.dataset.metainfo = dict(classes=names)
+        for split in ('train', 'val'):
+            cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=names)
         cfg.model.head.num_classes = len(names)
         with pytest.raises(UserError, match=message):
             run(cfg, tmp_path, resume=checkpoint)

@@ -72,12 +72,10 @@ def _check(runner, tried: list) -> None:
     with _undone(runner, model):
         if isinstance(model, BaseClassifier):
             for batch in _batches('train', loops['train'], tried):
-                data = model.data_preprocessor(batch, True)
-                model(**data, mode='tensor')
-                if get_world_size() == 1:  # SyncBN would wait for others
-                    model.train()
-                    model(**data, mode='loss')
-                    model.eval()
+                # A SyncBN in training mode would wait for other processes.
+                model.train(get_world_size() == 1)
+                model(**model.data_preprocessor(batch, True), mode='loss')
+            model.eval()
         metrics = _validate(runner, model, tried) if loops['val'] else None
     if metrics is not None:
         _check_monitors(runner, metrics)

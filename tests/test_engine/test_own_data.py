@@ -145,7 +145,7 @@ def test_which_folders_are_classes(tmp_path, classes, topk):
 @pytest.mark.parametrize('files, message', [
     ('a.png', r'must hold two or more folders.*none'),
     ('cat/1.png cat/2.png dog/.1.png emu/1.heic ', 'no image of dog, emu for '
-     'train: each class needs one for train and one for val, .* ends in .jpg'),
+     'train: each class needs one for train and one for val, .* end in .jpg'),
     ('TRAIN/a/1.png Testing/a/1.png', 'both train and val, or neither, but '
      'holds TRAIN, Testing: to hold out a fifth of one of them'),
     ('bus/1.png Test/a/1.png van/1.png', 'holds Test, bus, van: .*if they '),

@@ -114,7 +114,7 @@ ITERS = dict(by_epoch=False)
     # Iterations that were meant to be epochs, and the reverse.
     (dict(COSINE, T_max=8, end=8, by_epoch=False, convert_to_iter_based=False),
      {}, 'at its minimum'),
-    (dict(type='CosineAnnealingLR', T_max=8), ITERS, '9.% of its maximum'),
+    (dict(type='CosineAnnealingLR', T_max=8), ITERS, 'give them by_epoch=F'),
     (dict(POLY, end=10), ITERS, 'at its minimum'),
     (dict(POLY, end=99), ITERS, '% of its maximum'),
     (dict(POLY), ITERS, ''),

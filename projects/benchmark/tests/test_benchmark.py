@@ -1,6 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """What is measured and reported; never how long it took."""
-import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -169,8 +168,6 @@ def test_whole_detector(monkeypatch):
 
     opened = []
     monkeypatch.setattr(forms, 'write', write)
-    monkeypatch.setitem(
-        forms.FORMATS, 'onnx', dataclasses.replace(
-            forms.FORMATS['onnx'], open=lambda *_: (opened[0], {})))
+    monkeypatch.setattr(forms, 'Exported', lambda *_: opened[0])
     with pytest.raises(UserError, match='not timed: .*: 0 of 40 agree'):
         benchmark(forms=['plain', 'onnxruntime'], **options)

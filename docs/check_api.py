@@ -38,7 +38,7 @@ def public() -> tuple[set[str], set[str]]:
     ]
     names, aliases = set(), set()
     for package in packages:
-        for name in package.__all__:
+        for name in getattr(package, '__all__', ()):
             value = getattr(package, name)
             found = [''] + [f'.{member}' for member in members(value)]
             names |= {f'{package.__name__}.{name}{m}' for m in found}

@@ -81,7 +81,7 @@ def test_a_run_resumed_elsewhere_removes_no_file_of_others(trained, tmp_path):
     for number in (3, 4):
         (tmp_path / f'epoch_{number}.pth').write_text('of somebody')
     train(dumped(cfg, tmp_path / 'config.py'),
-          str(trained / 'work/epoch_4.pth'), cfg_options=[name()])
+          resume=str(trained / 'work/epoch_4.pth'), cfg_options=[name()])
     assert (tmp_path / 'epoch_5.pth').is_file()
     for number in (3, 4):
         assert (tmp_path / f'epoch_{number}.pth').read_text() == 'of somebody'

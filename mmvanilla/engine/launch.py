@@ -126,7 +126,8 @@ def running(cfg: Config, log: str) -> Iterator[tuple[Runner, ConsoleHook]]:
                         f'launcher starts, which sets {variable}')
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _start_on_cpus(cfg)
-    if isinstance(cfg.model.get('type'), str):  # a class in a new-style config
+    model = cfg.model.get('module', cfg.model)  # inside of a TTA model
+    if isinstance(model.get('type'), str):  # a class in a new-style config
         # Without yapf, which takes minutes for the names of many classes.
         cfg = Config(cfg.to_dict(), cfg.text, cfg.filename, cfg.env_variables,
                      format_python_code=False)

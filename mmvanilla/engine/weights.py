@@ -29,9 +29,9 @@ class WeightsHook(Hook):
         source, resume = str(runner.cfg.load_from), runner.cfg.get('resume')
         check_content(checkpoint, source, Path(source).absolute())
         leave_out_configs(checkpoint)  # mmengine would run them as Python
-        _compare_classes(runner, source, checkpoint.get('meta') or {}, resume)
+        _compare_classes(runner, source, checkpoint.get('meta'), resume)
         if resume:
-            _find_best(runner, checkpoint['message_hub'])
+            _find_best(runner, checkpoint.get('message_hub') or {})
         if hasattr(runner, 'strategy'):  # may have sharded the parameters
             return
         model = unwrap_model(runner.model)
@@ -70,8 +70,9 @@ def _find_best(runner, message_hub: dict) -> None:
             info.pop(name.replace('ckpt', 'score'), None)
 
 
-def _compare_classes(runner, source: str, meta: dict, resume: bool) -> None:
-    old = list((meta.get('dataset_meta') or {}).get('classes') or ())
+def _compare_classes(runner, source: str, meta, resume: bool) -> None:
+    trained = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    old = list((trained or {}).get('classes') or ())
     new = class_names(runner.train_dataloader.dataset)
     if not resume and len(old) == len(new) and old != new:
         runner.logger.warning(

@@ -1,6 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """From a checkpoint to an exported file, verified in its own runtime."""
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,10 @@ from ..utils.configs import build_model, check_data, scope_of
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_beside
 from ..utils.terminal import markdown_table
-from .exported import Exported, Results, fit, prepare
+from .exported import Exported, Results, prepare
 from .formats import FORMATS, check_format, write
-from .network import describe, make_network
+from .metadata import describe
+from .network import make_network
 
 WHAT = 'comparing the exported file with PyTorch'
 
@@ -119,33 +121,34 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
         del found.batches[16:]
     with scope_of(cfg), torch.no_grad():
         example = prepare(model, found.batches[0])[0]
-        size = None if dynamic_size else tuple(example.shape[2:])
         network = make_network(model, part, example)
-        metadata = describe(cfg, model, meta, example, part)
+        metadata = describe(cfg, model, meta, example, part, dynamic_size)
+        inputs = partial(_inputs, model, metadata, dynamic_size)
         if network.predicts:
             _check_predicting(network, format, precision,
                               dynamic_batch or dynamic_size, found)
             metadata.update(network.settings,
                             outputs=list(network.output_names))
         notes = []
-        fitting = [batch for batch in found.batches
-                   if fit(prepare(model, batch)[0], size) is not None]
+        if metadata['preprocess'] is None:
+            notes.append(('preprocess', 'not in the metadata: the test '
+                          'pipeline has transforms that are not known'))
+        fitting = [batch for batch in found.batches if inputs([batch])]
         if len(fitting) < len(found.batches):
-            notes.append(("larger than the network's input, left out",
+            notes.append(("not of the size of the network's input, left out",
                           f'{len(found.batches) - len(fitting)}'))
             found = replace(found, batches=fitting, whole=False)
         calibration = None
         if precision == 'int8':
             calibration, images = _calibration(
-                cfg, model, calibration_samples, size)
+                cfg, calibration_samples, inputs)
             notes.append(('calibrated on', f'{images} in the test pipeline'))
         before = network
         # Detectors are compared with the toolbox's own predictions.
         if not hasattr(network, 'input_size'):
             before = make_network(unmerged, part, example)
-        if before is not network and _is_constant(before, [
-                fit(prepare(model, batch)[0], size)
-                for batch in found.batches[:8]]):
+        if before is not network and _is_constant(
+                before, inputs(found.batches[:8])):
             compare_layers(unmerged, model, WHAT)
             found = replace(found, batches=found.batches[:1], whole=False)
             notes.append(('the outputs are the same for all samples',
@@ -154,9 +157,9 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
             write(network, example, temporary[-1], format, precision,
                   dynamic_batch, dynamic_size, metadata, calibration)
             run = Exported(temporary[-1], format)
-            results = Results(cfg, unmerged, before, run, size, found)
-            comparison = compare(results.reference, results.candidate, found,
-                                 tol, precision, max_drop, WHAT,
+            results = Results(cfg, unmerged, before, run, found)
+            comparison = compare(partial(results, 0), partial(results, 1),
+                                 found, tol, precision, max_drop, WHAT,
                                  results.metrics)
             if not network.predicts or precision == 'fp32':
                 for x in _other_shapes(example, dynamic_batch, dynamic_size):
@@ -187,21 +190,28 @@ def _check_predicting(network: nn.Module, format: str, precision: str,
             f'set, but got {samples}: use a larger --samples')
 
 
-def _calibration(cfg: Config, model: nn.Module, number: int,
-                 size: tuple[int, int] | None) -> tuple[list[Tensor], str]:
+def _inputs(model: nn.Module, metadata: dict, dynamic_size: bool,
+            batches: list[dict]) -> list[Tensor]:
+    """The images of batches of one that have the size of the input."""
+    found = [prepare(model, x, metadata['padding'])[0] for x in batches]
+    return [x for x in found if dynamic_size
+            or list(x.shape[2:]) == metadata['input_size']]
+
+
+def _calibration(cfg: Config, number: int,
+                 inputs: Callable) -> tuple[list[Tensor], str]:
     """Training images in the test pipeline that fit the input."""
     check_data(cfg, 'train_dataloader')
     found = find_samples(cfg, number, 'train', test_pipeline=True)
     if found.random:
         raise UserError('int8 is calibrated on training images, and those of '
                         f'{cfg.filename} are not there')
-    images = [fit(prepare(model, batch)[0], size) for batch in found.batches]
-    images = [x for x in images if x is not None]
+    images = inputs(found.batches)
     if not images:
         raise UserError(
             'int8 is calibrated on training images, and in the test pipeline '
-            f'all {len(found.batches)} are larger than the input, {size[0]} x '
-            f'{size[1]}: use --dynamic-size, or more --calibration-samples')
+            f'none of {len(found.batches)} has the size of the input: use '
+            '--dynamic-size, or more --calibration-samples')
     return images, f'{len(images)} of {len(found.batches)} training images'
 
 

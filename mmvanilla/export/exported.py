@@ -1,16 +1,19 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""An exported file in its own runtime, and its results to compare."""
+"""An exported file in its own runtime, as a model of the toolbox."""
 import copy
+import importlib
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
@@ -18,6 +21,10 @@ from ..reparam.compare import Result
 from ..reparam.samples import Samples
 from ..utils.errors import UserError
 from .formats import FORMATS
+from .metadata import FORMAT_VERSION, normalization
+
+# The ends of their names.
+SUFFIXES = '.onnx', '.xml', '.pt2'
 
 
 class Exported:
@@ -38,6 +45,9 @@ class Exported:
                 warnings.simplefilter('ignore')
                 self._run, self.metadata = FORMATS[format].open(path, threads)
             self.path, self.shape = path, self.metadata['input_shape']
+            runtime = ('torch', *FORMATS[format].packages)[-1]
+            self.title = (f'{format}, {self.metadata["precision"]}, {runtime} '
+                          + importlib.import_module(runtime).__version__)
         except UserError:
             raise
         except Exception as e:  # each runtime has errors of its own
@@ -46,14 +56,19 @@ class Exported:
                 f'but reading it fails: {type(e).__name__}') from e
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Outputs for float32 images of the metadata's ``input_shape``."""
+        """Outputs for normalized images, float32, (N, C, H, W).
+
+        A file of ``--preprocess`` gets the pixels that they were made of.
+        """
+        if self.metadata.get('input') == 'uint8':
+            images = to_pixels(images, self.metadata)
         # A library of aoti reads the memory without checking the shape.
         if images.dim() != 4 or any(
                 a not in (-1, b) for a, b in zip(self.shape, images.shape)):
             raise UserError(
                 f'{self.path} needs an input of shape {self.shape}, where -1 '
                 f'is any number, but got {list(images.shape)}')
-        return [*map(torch.as_tensor, self._run(images.contiguous()))]
+        return [*map(torch.as_tensor, self._run(images.cpu().contiguous()))]
 
 
 def _format_of(path: Path) -> str | None:
@@ -75,11 +90,14 @@ def read_metadata(path: str | Path,
             to None: what the file's name and content show.
 
     Returns:
-        dict[str, object]: ``labels``, ``mean`` and ``std`` (of pixels from 0
-        to 255), ``channel_order``, ``input_size`` (height and width, in
-        pixels), ``input_shape`` ([N, C, H, W], -1 where any number is taken),
-        ``part``, ``precision``, ``version`` and, of a detector, the settings
-        of its ``test_cfg``.
+        dict[str, object]: ``format_version``, ``version`` (of mmvanilla),
+        ``part``, ``task``, ``precision``, ``labels``, ``input``
+        ('normalized' or 'uint8'), ``input_shape`` (-1 where any number is
+        taken), ``input_size`` (height and width, in pixels), ``preprocess``
+        (the steps before the normalization), ``mean`` and ``std`` (of pixels
+        from 0 to 255), ``channel_order``, ``padding``. Of a detector or a
+        segmentor also ``outputs`` and the settings that its outputs depend
+        on. docs/en/exported_files.md describes them.
 
     Raises:
         UserError: If the format is unknown, or the file cannot be read as a
@@ -88,107 +106,110 @@ def read_metadata(path: str | Path,
     return Exported(path, format).metadata
 
 
-def prepare(model: nn.Module, batch: dict) -> tuple[Tensor, object]:
+def to_pixels(images: Tensor, metadata: dict) -> Tensor:
+    """Undo the normalization: to uint8, (N, H, W, C), in RGB."""
+    mean, std = (images.new_tensor(metadata[key])[:, None, None]
+                 for key in ('mean', 'std'))
+    images = (images * std + mean).round().clamp(0, 255).byte()
+    if metadata['channel_order'] == 'BGR':
+        images = images.flip(1)
+    return images.permute(0, 2, 3, 1)
+
+
+def prepare(model: nn.Module, batch: dict,
+            padding: dict | None = None) -> tuple[Tensor, object]:
     """A batch of one as a normalized image (1, C, H, W) and a data sample."""
     data = model.data_preprocessor(copy.deepcopy(batch), False)
-    return data['inputs'].float(), (data.get('data_samples') or [None])[0]
+    samples = data.get('data_samples') or [None]
+    return pad(data['inputs'].float(), padding, samples), samples[0]
 
 
-def fit(x: Tensor, size: tuple[int, int] | None) -> Tensor | None:
-    """Pad an image, right and bottom, to a size; None if it is larger."""
-    if size is None:
-        return x
-    bottom, right = (a - b for a, b in zip(size, x.shape[2:]))
-    return F.pad(x, (0, right, 0, bottom)) if min(bottom, right) >= 0 else None
+def pad(x: Tensor, padding: dict | None, samples: list) -> Tensor:
+    """Pad images, right and bottom, to the size that a file takes."""
+    if padding:
+        sides = padding.get('size') or [
+            side + -side % padding['divisor'] for side in x.shape[2:]]
+        bottom, right = (max(0, a - b) for a, b in zip(sides, x.shape[2:]))
+        x = F.pad(x, (0, right, 0, bottom), value=padding['value'])
+        for sample in samples:  # mmseg cuts it off again
+            _, r, _, b = sample.get('img_padding_size', (0, 0, 0, 0))
+            sample.set_metainfo(dict(
+                img_padding_size=(0, right + r, 0, bottom + b)))
+    return x
 
 
-class Results:
-    """Results of a model and of its exported file, for ``compare``."""
+class ExportedModel(BaseModel):
+    """An exported file as a model of the toolbox, to test and to predict."""
 
-    def __init__(self, cfg: Config, model: nn.Module, network: nn.Module,
-                 run: Exported, size: tuple[int, int] | None,
-                 samples: Samples) -> None:
-        self.model, self.network = model, network
-        self.run, self.size = run, size
-        self.count, self.evaluators = len(samples.batches), []
-        if network.predicts and samples.whole and cfg.get('val_evaluator'):
-            dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
-            for _ in range(2):
-                evaluator = Evaluator(copy.deepcopy(cfg.val_evaluator))
-                evaluator.dataset_meta = dataset.metainfo
-                self.evaluators.append(evaluator)
+    def __init__(self, file: str | Path | Exported,
+                 data_preprocessor: dict | nn.Module | None = None,
+                 threads: int | None = None) -> None:
+        super().__init__(data_preprocessor)
+        self.run = file if isinstance(file, Exported) else Exported(
+            file, threads=threads)
+        path, meta = self.run.path, self.run.metadata
+        check_version(path, meta)
+        if meta['task'] not in ('classification', 'detection', 'segmentation'):
+            raise UserError(f'{path} gives {meta["task"]}, but only a whole '
+                            'classifier, detector or segmentor predicts')
+        for key, value in normalization(
+                self.data_preprocessor, len(meta['mean'])).items():
+            if value != meta[key]:
+                raise UserError(f'{path} was exported with {key} {meta[key]}, '
+                                f'but the data preprocessor has {value}')
 
-    def reference(self, batch: dict) -> Result:
-        """What the toolbox computes for a batch of one."""
-        x, sample = prepare(self.model, batch)
-        x = fit(x, self.size)
-        if not self.network.predicts:
-            return self._result(self.network(x))
-        if self.evaluators:
-            self.evaluators[0].process(
-                self.model.test_step(copy.deepcopy(batch)), batch)
-        # A sample without annotations, and of the size of the input.
-        names = 'img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'
-        found, = self.model.predict(x, [type(sample)(metainfo=dict.fromkeys(
-            names, tuple(x.shape[2:])) | dict(scale_factor=(1.0, 1.0)))])
-        if hasattr(self.model, 'decode_head'):
-            return self._label_map(found.seg_logits.data[None], found)
-        return Result({}, found)
+    def forward(self, inputs: Tensor, data_samples: list,
+                mode: str = 'predict') -> list:
+        """From normalized images to data samples with predictions."""
+        return self.predict(
+            pad(inputs, self.run.metadata['padding'], data_samples),
+            data_samples)
 
-    def candidate(self, batch: dict) -> Result:
-        """The same of the exported file."""
-        x, sample = prepare(self.model, batch)
-        size, x = x.shape[2:], fit(x, self.size)
-        outputs = self.run(x)
-        if not self.network.predicts:
-            return self._result(outputs)
-        outputs = dict(zip(self.network.output_names, outputs))
-        if hasattr(self.model, 'decode_head'):
-            logits = outputs['logits'][..., :size[0], :size[1]]
-            scaled, = self.model.postprocess_result(logits, [sample.clone()])
-            found = type(sample)(
-                pred_sem_seg=PixelData(data=outputs['labels'].long()))
-            result = self._label_map(outputs['logits'], found)
+    def predict(self, inputs: Tensor, data_samples: list) -> list:
+        """The same, of images that are padded."""
+        outputs, meta = self.run(inputs), self.run.metadata
+        if meta['task'] == 'classification':
+            for sample, logits in zip(data_samples, outputs[0]):
+                sample.set_pred_score(logits.softmax(0))
+                sample.set_pred_label(logits.argmax(0, keepdim=True))
+        elif meta['task'] == 'segmentation':
+            from mmseg.models import BaseSegmentor
+            # What the function needs of a segmentor.
+            self.align_corners = meta['align_corners']
+            self.decode_head = SimpleNamespace(threshold=meta['threshold'])
+            BaseSegmentor.postprocess_result(self, outputs[0], data_samples)
         else:
-            scaled = sample.clone()
-            scaled.pred_instances = self._instances(
-                outputs, sample.ori_shape[:2],
-                sample.get('scale_factor', (1, 1)))
-            result = Result({}, type(sample)(
-                pred_instances=self._instances(outputs, x.shape[2:])))
-        if self.evaluators:
-            self.evaluators[1].process([scaled], batch)
-        return result
+            sample, = data_samples
+            sample.pred_instances = _instances(
+                dict(zip(meta['outputs'], outputs)), sample, meta)
+        return data_samples
 
-    def _result(self, outputs: list[Tensor]) -> Result:
-        tensors = dict(zip(self.network.output_names, outputs))
-        return Result(tensors, DataSample().set_pred_label(
-            tensors['logits'].argmax(1)) if 'logits' in tensors else None)
 
-    def _label_map(self, logits: Tensor, found) -> Result:
-        # In lower precisions only the mIoU is judged.
-        exact = self.run.metadata['precision'] == 'fp32'
-        return Result(dict(logits=logits) if exact else {}, found)
+def check_version(path: str | Path, metadata: dict) -> None:
+    """Raise UserError for metadata of another version than this."""
+    version = metadata.get('format_version', 1)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f'the metadata of {path} are of version {version}, and this '
+            f'mmvanilla needs {FORMAT_VERSION}: ' + (
+                'install the version that exported it'
+                if version > FORMAT_VERSION else 'export it again'))
 
-    def _instances(self, outputs: dict[str, Tensor], size: tuple[int, int],
-                   scale=(1, 1)) -> InstanceData:
-        """Detections in an image of a size, ``scale`` times smaller."""
-        boxes = outputs['boxes'] / outputs['boxes'].new_tensor(scale).repeat(2)
-        found = InstanceData(
-            scores=outputs['scores'], labels=outputs['labels'].long())
-        if 'masks' in outputs:
-            found.masks = paste_masks(outputs['masks'], boxes, size,
-                                      self.network.test_cfg.mask_thr_binary)
-        limit = boxes.new_tensor([size[1], size[0]] * 2)
-        found.bboxes = boxes.clamp(torch.zeros_like(limit), limit)
-        return found
 
-    def metrics(self) -> dict[str, tuple[float, float]]:
-        """The config's metrics of both, where all samples were compared."""
-        if not self.evaluators:
-            return {}
-        before, after = (x.evaluate(self.count) for x in self.evaluators)
-        return {name: (before[name], after[name]) for name in before}
+def _instances(outputs: dict[str, Tensor], sample,
+               metadata: dict) -> InstanceData:
+    """Detections in the original image."""
+    (height, width), boxes = sample.ori_shape[:2], outputs['boxes']
+    boxes = boxes / boxes.new_tensor(
+        sample.get('scale_factor', (1, 1))).repeat(2)
+    found = InstanceData(
+        scores=outputs['scores'], labels=outputs['labels'].long())
+    if 'masks' in outputs:
+        found.masks = paste_masks(outputs['masks'], boxes, (height, width),
+                                  metadata['mask_thr_binary'])
+    limit = boxes.new_tensor([width, height] * 2)
+    found.bboxes = boxes.clamp(torch.zeros_like(limit), limit)
+    return found
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int],
@@ -203,3 +224,44 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int],
     grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), 3)
     pasted = F.grid_sample(masks[:, None], grid, align_corners=False)
     return pasted[:, 0] >= threshold
+
+
+class Results:
+    """Results of a model and of its exported file, for ``compare``."""
+
+    def __init__(self, cfg: Config, model: nn.Module, network: nn.Module,
+                 run: Exported, samples: Samples) -> None:
+        self.model, self.network, self.run = model, network, run
+        self.models = network, run
+        self.count, self.evaluators = len(samples.batches), []
+        if network.predicts:
+            self.models = model, ExportedModel(run, model.data_preprocessor)
+        if network.predicts and samples.whole and cfg.get('val_evaluator'):
+            dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
+            for _ in range(2):
+                evaluator = Evaluator(copy.deepcopy(cfg.val_evaluator))
+                evaluator.dataset_meta = dataset.metainfo
+                self.evaluators.append(evaluator)
+
+    def __call__(self, i: int, batch: dict) -> Result:
+        """What the model (0) or the file (1) computes for a batch of one."""
+        model, meta = self.models[i], self.run.metadata
+        x, sample = prepare(self.model, batch, meta['padding'])
+        if not self.network.predicts:
+            tensors = dict(zip(self.network.output_names, model(x)))
+            return Result(tensors, DataSample().set_pred_label(
+                tensors['logits'].argmax(1)) if 'logits' in tensors else None)
+        found, = model.predict(x, [sample])
+        if self.evaluators:
+            self.evaluators[i].process([found], batch)
+        # In lower precisions only the mIoU is judged.
+        exact = 'seg_logits' in found and meta['precision'] == 'fp32'
+        return Result(dict(logits=found.seg_logits.data) if exact else {},
+                      found)
+
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """The config's metrics of both, where all samples were compared."""
+        if not self.evaluators:
+            return {}
+        before, after = (x.evaluate(self.count) for x in self.evaluators)
+        return {name: (before[name], after[name]) for name in before}

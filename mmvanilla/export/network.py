@@ -1,12 +1,9 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""The part of a model that is exported, and its metadata."""
+"""The part of a model that is exported."""
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..utils.configs import class_names
 from ..utils.errors import UserError
-from ..version import __version__
 from .dense_detectors import DenseDetector
 from .two_stage import TwoStageDetector
 
@@ -37,7 +34,6 @@ class Segmentor(nn.Module):
 
     output_names = ('logits', 'labels')
     predicts = True  # the outputs are the toolbox's predictions
-    settings = {}
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -51,6 +47,9 @@ class Segmentor(nn.Module):
                 f"test_cfg.mode is '{mode}', but a segmentor is exported for "
                 'whole images; use --cfg-options model.test_cfg.mode=whole')
         self.model = model
+        self.settings = dict(
+            align_corners=model.align_corners,
+            threshold=getattr(model.decode_head, 'threshold', None))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> logits (N, classes, H, W) and labels (N, H, W)."""
@@ -59,7 +58,7 @@ class Segmentor(nn.Module):
             images, [dict(img_shape=size, ori_shape=size, pad_shape=size)])
         if logits.shape[1] > 1:
             return logits, logits.argmax(1)
-        threshold = self.model.decode_head.threshold
+        threshold = self.settings['threshold']
         return logits, (logits[:, 0].sigmoid() > threshold).long()
 
 
@@ -82,20 +81,3 @@ def make_network(model: nn.Module, part: str, example: Tensor) -> nn.Module:
                         'backbone: use --part backbone')
     return Network(model.backbone, model.head,
                    getattr(model, 'neck', None)).eval()
-
-
-def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
-             part: str) -> dict[str, object]:
-    """The metadata of the exported file: what a server needs to use it."""
-    channels, processor = example.shape[1], model.data_preprocessor
-    mean, std = (getattr(processor, name, None) for name in ('mean', 'std'))
-    # OpenMMLab reads images as BGR, and its preprocessors may convert them.
-    converted = (getattr(processor, 'to_rgb', False)
-                 or getattr(processor, '_channel_conversion', False))
-    order = 'gray' if channels == 1 else 'RGB' if converted else 'BGR'
-    return dict(
-        labels=class_names(cfg, meta) if part == 'model' else [],
-        mean=[0.0] * channels if mean is None else mean.flatten().tolist(),
-        std=[1.0] * channels if std is None else std.flatten().tolist(),
-        channel_order=order, input_size=list(example.shape[2:]), part=part,
-        version=__version__)

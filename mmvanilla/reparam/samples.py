@@ -58,7 +58,7 @@ def find_samples(cfg: Config, number: int, split: str = 'val',
         sampler=dict(type='DefaultSampler', shuffle=False))
     if given.get('collate_fn'):
         loader['collate_fn'] = copy.deepcopy(given.collate_fn)
-    pipeline = _test_pipeline(cfg) if test_pipeline else []
+    pipeline = test_pipeline and configs.test_dataset(cfg).get('pipeline')
     if pipeline:
         loader['dataset'] = _with_pipeline(loader['dataset'], pipeline)
     with configs.scope_of(cfg):
@@ -80,12 +80,6 @@ def find_samples(cfg: Config, number: int, split: str = 'val',
     return Samples(batches, False, classes or None, number >= len(data))
 
 
-def _test_pipeline(cfg: Config) -> list:
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = configs.unwrap_dataset(loader.get('dataset') or {})
-    return dataset.get('pipeline') or []
-
-
 def _with_pipeline(dataset: dict, pipeline: list) -> dict:
     """A data set without wrappers that repeat or mix, in another pipeline."""
     if dataset.get('datasets'):
@@ -98,7 +92,8 @@ def _with_pipeline(dataset: dict, pipeline: list) -> dict:
 
 def _random_samples(cfg: Config, number: int) -> Samples:
     # There are no files of images and no annotations to load.
-    transforms = [copy.deepcopy(t) for t in _test_pipeline(cfg)
+    pipeline = configs.test_dataset(cfg).get('pipeline') or []
+    transforms = [copy.deepcopy(t) for t in pipeline
                   if not configs.type_name(t).startswith('Load')]
     rng, batches = np.random.default_rng(0), []
     shape = 224, 224, configs.image_channels(cfg)

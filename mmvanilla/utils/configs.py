@@ -179,9 +179,16 @@ def image_channels(cfg: Config) -> int:
 
 def unwrap_dataset(dataset: dict) -> dict:
     """The config of a data set without its wrappers, as RepeatDataset."""
-    while 'pipeline' not in dataset and 'dataset' in dataset:
+    while 'dataset' in dataset and ('pipeline' not in dataset or type_name(
+            dataset) == 'MultiImageMixDataset'):
         dataset = dataset['dataset']
     return dataset
+
+
+def test_dataset(cfg: Config) -> dict:
+    """A config's data set to test on, without wrappers; empty if none."""
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
+    return unwrap_dataset(loader.get('dataset') or {})
 
 
 # Data sets whose layout is known: the end of the sentence about missing data.

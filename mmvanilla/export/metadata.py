@@ -1,0 +1,96 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""What an exported file tells of itself, docs/en/exported_files.md."""
+import copy
+
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmpretrain.models import ClsHead
+from torch import Tensor, nn
+
+from ..utils.configs import class_names, test_dataset
+from ..version import __version__
+
+FORMAT_VERSION = 2
+HOSTS = 'mmcv', 'mmdet', 'mmpretrain', 'mmseg'
+# Transforms that a file can tell of, with their arguments.
+STEPS = dict(
+    LoadImageFromFile=('color_type', 'imdecode_backend'),
+    ResizeEdge=('scale', 'edge', 'interpolation', 'backend'),
+    Resize=('scale', 'keep_ratio', 'interpolation', 'backend'),
+    CenterCrop=('crop_size', ),
+    Pad=('size', 'size_divisor', 'pad_val'))
+# Other arguments must have these values.
+DEFAULTS = dict(auto_pad=False, pad_to_square=False, padding_mode='constant',
+                scale_factor=None, to_float32=False)
+
+
+def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
+             part: str, dynamic_size: bool = False) -> dict[str, object]:
+    """The metadata of the exported file: what a server needs to use it."""
+    size, task = list(example.shape[2:]), _task(model, part)
+    return dict(
+        format_version=FORMAT_VERSION, version=__version__, part=part,
+        task=task, labels=class_names(cfg, meta) if part == 'model' else [],
+        **normalization(model.data_preprocessor, example.shape[1]),
+        input='normalized', input_size=size,
+        preprocess=_steps(cfg, example.shape[1]),
+        padding=_padding(model.data_preprocessor, task,
+                         None if dynamic_size else size))
+
+
+def normalization(processor: nn.Module, channels: int) -> dict[str, object]:
+    """How a data preprocessor changes pixels."""
+    mean, std = (getattr(processor, name, None) for name in ('mean', 'std'))
+    # OpenMMLab reads images as BGR, and its preprocessors may convert them.
+    converted = (getattr(processor, 'to_rgb', False)
+                 or getattr(processor, '_channel_conversion', False))
+    return dict(
+        mean=[0.0] * channels if mean is None else mean.flatten().tolist(),
+        std=[1.0] * channels if std is None else std.flatten().tolist(),
+        channel_order='gray' if channels == 1 else
+        'RGB' if converted else 'BGR')
+
+
+def _task(model: nn.Module, part: str) -> str:
+    if part == 'backbone':
+        return 'features'
+    if hasattr(model, 'decode_head'):
+        return 'segmentation'
+    if not hasattr(model, 'head'):
+        return 'detection'
+    # Of other heads, the logits are not those of a softmax.
+    same = getattr(type(model.head), '_get_predictions', None)
+    return ('classification' if same is ClsHead._get_predictions
+            else 'logits')
+
+
+def _padding(processor: nn.Module, task: str,
+             size: list[int] | None) -> dict[str, object] | None:
+    """How an image is padded, right and bottom, after the normalization."""
+    divisor = getattr(processor, 'pad_size_divisor', None) or (
+        getattr(processor, 'test_cfg', None) or {}).get('size_divisor') or 1
+    if divisor == 1 and (task in ('classification', 'logits') or not size):
+        return None
+    value = getattr(processor, 'pad_value', getattr(processor, 'pad_val', 0))
+    return dict(dict(size=size) if size else dict(divisor=divisor),
+                value=value)
+
+
+def _steps(cfg: Config, channels: int) -> list[dict[str, object]] | None:
+    """The test pipeline up to the normalization; None if not known."""
+    steps = []
+    pipeline = copy.deepcopy(test_dataset(cfg).get('pipeline') or [])
+    for transform in Compose(pipeline).transforms:
+        kind = type(transform)
+        name = kind.__name__ * (kind.__module__.split('.')[0] in HOSTS)
+        if name in STEPS and all(getattr(transform, key, value) == value
+                                 for key, value in DEFAULTS.items()):
+            steps.append(dict(type=name) | {
+                key: getattr(transform, key) for key in STEPS[name]})
+        elif not name.startswith(('Pack', 'LoadAnnotations')):
+            return None
+    if not steps or steps[0]['type'] != 'LoadImageFromFile':
+        steps.insert(0, dict(  # the data set holds images, not files
+            type='LoadImageFromFile', imdecode_backend='cv2',
+            color_type='grayscale' if channels == 1 else 'color'))
+    return steps

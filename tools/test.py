@@ -53,6 +53,12 @@ def parse_args() -> argparse.Namespace:
         '--tta',
         action='store_true',
         help='average over test-time augmentations')
+    parser.add_argument(
+        '--worst',
+        nargs=2,
+        metavar=('N', 'DIR'),
+        help='draw the N images of largest loss, of classifiers, to '
+        'DIR/worst.png')
     add_run_options(parser)
     add_config_options(parser)
     add_data_options(parser)

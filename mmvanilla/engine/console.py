@@ -16,6 +16,7 @@ from ..layers import SeriesActivation, find_activations, find_layers
 from ..utils.errors import UserError
 from ..utils.files import write_beside
 from ..utils.terminal import some
+from .confusions import watch
 from .hooks.deep_training_hook import unwrap_model
 
 # Scalars that are no metrics.
@@ -30,6 +31,7 @@ class ConsoleHook(Hook):
 
     def __init__(self) -> None:
         self.screens, self.bar, self.metric = {}, None, ''
+        self.confusions = None
 
     def quiet(self, runner_class: type, lowest: int) -> type:
         """A subclass whose screen shows only warnings before the header."""
@@ -57,6 +59,7 @@ class ConsoleHook(Hook):
         """Log the header and start the progress bar, on a terminal."""
         from rich import console, progress
         self.close()
+        self.confusions = watch(runner.cfg, runner.val_loop)
         runner.logger.info(_align(_header(runner)))
         if is_main_process() and sys.stdout.isatty():
             self.bar = progress.Progress(  # no thread, which loaders fork
@@ -87,7 +90,9 @@ class ConsoleHook(Hook):
         """Draw the curves and log the summary."""
         self.close()
         if is_main_process():
-            runner.logger.info('Finished.' + _align(_summary(runner)))
+            found = self.confusions.pairs(3) if self.confusions else ()
+            runner.logger.info('Finished.' + _align(_summary(
+                runner, confused='; '.join(found))))
 
     def _print_to_stdout(self) -> None:  # rich's prints above its bar
         for screen in self.screens:
@@ -133,14 +138,14 @@ def _header(runner) -> dict[str, str]:
         'work dir': runner.work_dir}
 
 
-def _summary(runner) -> dict[str, str]:
+def _summary(runner, **more: str) -> dict[str, str]:
     info = runner.message_hub.runtime_info
     last, merged = info.get('last_ckpt'), info.get('deploy_ckpt')
     best = {key[9:]: path for key, path in info.items()
             if key.startswith('best_ckpt') and path}
     rows = {f'best{key}': '{:.4g} in {}'.format(
         info.get(f'best_score{key}', float('nan')), best[key])
-        for key in best} | dict(last=last, merged=merged)
+        for key in best} | dict(last=last, merged=merged, **more)
     try:
         rows['curves'] = plot_curves(runner.work_dir)
     except (UserError, OSError) as e:

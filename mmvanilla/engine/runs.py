@@ -22,6 +22,7 @@ from ..utils.files import check_output, write_beside
 from ..utils.terminal import some
 from .checks import check_run
 from .classes import class_names
+from .confusions import find_worst, watch
 from .fonts import font_for
 from .hooks.deep_training_hook import unwrap_model
 from .launch import (
@@ -30,7 +31,7 @@ from .launch import (
     running,
     set_loader_defaults,
 )
-from .own_data import use_image_folder
+from .own_data import use_data
 from .schedules import check_schedules
 from .weights import check_resumable, find_checkpoint
 
@@ -60,7 +61,7 @@ def train(config: str, work_dir: str | None = None,
         wrapper.setdefault('loss_scale', 'dynamic')
     set_loader_defaults(cfg, pin_memory, persistent_workers)
     if data is not None:
-        notes += use_image_folder(cfg, data, None, check_images, balance)
+        notes += use_data(cfg, data, None, check_images, balance)
     elif balance:
         raise UserError('--balance is for the images of --data')
     configs.check_data(cfg, 'train_dataloader', 'val_dataloader')
@@ -88,7 +89,8 @@ def test(config: str, checkpoint: str, deploy: bool = False,
          show: bool = False, interval: int = 1, wait_time: float = 2,
          amp: bool = False, tta: bool = False, pin_memory: bool = True,
          data: str | None = None, check_images: bool = False,
-         log: str = 'short', **options) -> dict:
+         worst: tuple[str, str] | None = None, log: str = 'short',
+         **options) -> dict:
     """Evaluate a checkpoint, with the options of tools/test.py."""
     if compile and (tta or not deploy):
         raise UserError('--compile needs --deploy and does not go with --tta: '
@@ -105,10 +107,11 @@ def test(config: str, checkpoint: str, deploy: bool = False,
     cfg = read_run_config(config, **options)
     check_parts(cfg, 'testing', 'model', 'test_dataloader', 'test_cfg',
                 'test_evaluator')
-    notes = [] if data is None else use_image_folder(
+    notes = [] if data is None else use_data(
         cfg, data, checkpoint, check_images)
     configs.check_data(cfg, 'test_dataloader')
     set_loader_defaults(cfg, pin_memory)
+    worst = worst and find_worst(cfg, *worst)
     cfg.load_from, cfg.resume = None, False
     if osp.realpath(cfg.work_dir) == osp.dirname(osp.realpath(config)):
         # Where mmengine would write the changed config over this one.
@@ -151,11 +154,14 @@ def test(config: str, checkpoint: str, deploy: bool = False,
                 model.backbone, images, compile)
         if show_dir and scope_name(cfg) == 'mmpretrain':
             runner.register_hook(_FoldersInNames())
+        confusions = watch(cfg, runner.test_loop)
         with font_for(class_names(runner.test_loop.dataloader.dataset)) if (
                 show or show_dir) else nullcontext():
             metrics = runner.test()
         if out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, str(written))
+        if confusions is not None:
+            confusions.report(runner, worst)
     if out:
         runner.logger.info(f'The results are in {out}')
     return metrics

@@ -154,7 +154,7 @@ def test_a_config_without_what_an_option_changes(
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, call):
     """They start from a checkpoint's name and keep the same weights."""
     cfg = tiny_cfg(tmp_path / 'work')
     cfg.custom_imports.imports.append('ranks')
@@ -188,6 +188,9 @@ def test_two_processes(tmp_path):
                     '--deploy', cwd=tmp_path, PORT=free_port())
     assert done.returncode == 0, done.stderr
     assert 'accuracy/top1' in done.stdout + done.stderr
+    table = re.findall(r'^\|.*', done.stdout, re.M)
+    assert table == re.findall(r'^\|.*', call(
+        'test.py', 'config.py', 'work/iter_16.pth', cwd=tmp_path), re.M) != []
 
 
 def test_new_style_config(tmp_path, call):

@@ -78,13 +78,13 @@ def parse_args() -> argparse.Namespace:
 
 def main(config, checkpoint, cfg_options, allow_new_keys, data, check_images,
          **options) -> None:
-    from mmvanilla.engine.own_data import use_image_folder
+    from mmvanilla.engine.own_data import use_data
     from mmvanilla.export import export
     from mmvanilla.utils.cfg_options import parse_cfg_options
     from mmvanilla.utils.configs import read_config
     cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     if data:
-        for note in use_image_folder(cfg, data, checkpoint, check_images):
+        for note in use_data(cfg, data, checkpoint, check_images):
             print(note)
     report = export(cfg, checkpoint, **options)
     if report.verification.samples.random:

@@ -51,8 +51,8 @@ def main(config, checkpoint, out, data, check_images, cfg_options,
 
     cfg = read_config(config, parse_cfg_options(cfg_options), allow_new_keys)
     if data:
-        from mmvanilla.engine.own_data import use_image_folder
-        for note in use_image_folder(cfg, data, checkpoint, check_images):
+        from mmvanilla.engine.own_data import use_data
+        for note in use_data(cfg, data, checkpoint, check_images):
             print(note)
     report = reparameterize(cfg, checkpoint, out, **options)
     if report.comparison.samples.random:

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from ..checkpoints import load_checkpoint
 from ..datasets import image_files, image_folder
 from ..utils.configs import (
+    TOOLBOXES,
     check_parts,
     image_channels,
     scope_name,
@@ -21,31 +22,42 @@ from ..utils.errors import UserError
 from ..utils.terminal import some
 
 
-def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
-                     check_images: bool = False, balance: bool = False
-                     ) -> list[str]:
-    """Make a classification config, in place, use a folder of images.
+def use_data(cfg: Config, folder: str, checkpoint: str | None = None,
+             check_images: bool = False, balance: bool = False) -> list[str]:
+    """Make a config, in place, use a folder of images, boxes or masks.
 
     With a ``checkpoint`` to evaluate, it gets the classes of that. Warnings
     are returned, since there is no log file yet.
     """
-    if scope_name(cfg) != 'mmpretrain':
-        raise UserError(f'--data is for classification, but {cfg.filename} is '
-                        f'for {scope_name(cfg)}')
+    scope = scope_name(cfg)
+    if scope not in TOOLBOXES:
+        raise UserError(f'--data is for configs of {", ".join(TOOLBOXES)}, '
+                        f'but {cfg.filename} is for {scope}')
     check_parts(cfg, '--data', 'model')
-    root, datasets = Path(folder).expanduser().absolute(), _find_datasets(cfg)
+    if scope == 'mmpretrain':
+        return use_image_folder(cfg, folder, checkpoint, check_images, balance)
+    if balance:
+        raise UserError('--balance is for classification, but '
+                        f'{cfg.filename} is for {scope}')
+    if scope == 'mmdet':
+        from .own_boxes import use_box_folder
+        return use_box_folder(cfg, folder, checkpoint, check_images)
+    from .own_masks import use_mask_folder
+    return use_mask_folder(cfg, folder, checkpoint, check_images)
+
+
+def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
+                     check_images: bool = False, balance: bool = False
+                     ) -> list[str]:
+    """Make a classification config, in place, use a folder of images."""
+    root, datasets = Path(folder).expanduser().absolute(), find_datasets(cfg)
     evaluates, others = checkpoint is not None, Counter()
     used = ['val'] if evaluates else ['train', 'val']
     splits = image_folder.read_splits(root, 0, others, used)
     classes = sorted({*splits['train'], *splits['val']})
     if evaluates:
         others['for training'] += sum(map(len, splits['train'].values()))
-        meta = load_checkpoint(checkpoint).get('meta') or {}
-        names = (meta.get('dataset_meta') or {}).get('classes') or ()
-        classes = [*map(image_folder.class_name, names)]
-        if not classes:
-            raise UserError(f'--data: {checkpoint} does not hold the names of '
-                            'its classes, which the folders are compared with')
+        classes = [*map(image_folder.class_name, trained_classes(checkpoint))]
     skip, notes = set(), image_folder.left_out(others)
     # OpenCV, with which they are checked, may read others differently.
     if not re.search('imdecode_backend|unchanged', str(datasets)):
@@ -79,11 +91,21 @@ def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     return notes
 
 
+def trained_classes(checkpoint: str) -> list[str]:
+    """The names of the classes that a checkpoint was trained for."""
+    meta = load_checkpoint(checkpoint).get('meta') or {}
+    names = (meta.get('dataset_meta') or {}).get('classes')
+    if not names:
+        raise UserError(f'--data: {checkpoint} does not hold the names of its '
+                        'classes, with which those of the data are compared')
+    return [*names]
+
+
 def set_num_classes(cfg: Config, number: int) -> None:
     """Set the number of classes wherever a classification config has it."""
     for part in ('model', 'data_preprocessor', 'train_dataloader',
                  'val_evaluator', 'test_evaluator'):
-        _set_in_place(cfg.get(part), number)
+        set_in_place(cfg.get(part), number)
     # The preprocessor turns labels into scores for batch augmentations.
     node = cfg.model if cfg.model.get('data_preprocessor') else cfg
     node.data_preprocessor = dict(
@@ -100,7 +122,7 @@ def with_loading(dataset: dict, channels: int) -> list:
     return transforms
 
 
-def _find_datasets(cfg: Config) -> list[tuple[str, dict]]:
+def find_datasets(cfg: Config) -> list[tuple[str, dict]]:
     """The splits and configs of the data sets to replace."""
     found = []
     for name in ('train', 'val', 'test'):
@@ -154,14 +176,15 @@ def _balance(cfg: Config, counts: list[int]) -> str:
             f'{min(after)} to {max(after)} by repeating some')
 
 
-def _set_in_place(node, number: int) -> None:
+def set_in_place(node, number: int) -> None:
+    """Set the number of classes wherever a part of a config has it."""
     if isinstance(node, (list, tuple)):
         for child in node:
-            _set_in_place(child, number)
+            set_in_place(child, number)
     elif isinstance(node, dict):
         if 'num_classes' in node:
             node['num_classes'] = number
         if isinstance(node.get('topk'), (list, tuple)):
             node['topk'] = [k for k in node['topk'] if k < number] or [1]
         for child in node.values():
-            _set_in_place(child, number)
+            set_in_place(child, number)

@@ -13,7 +13,7 @@ from tiny import DIGITS, NARROW, ROOT
 from yapf.yapflib import yapf_api
 
 from mmvanilla.engine.launch import running
-from mmvanilla.engine.own_data import use_image_folder
+from mmvanilla.engine.own_data import use_data, use_image_folder
 from mmvanilla.utils.configs import build_model
 from mmvanilla.utils.errors import UserError
 
@@ -167,8 +167,11 @@ def test_refusals(tmp_path, files, message):
 def test_other_refusals(photos):
     with pytest.raises(UserError, match='no folder .*nowhere'):
         use_image_folder(narrow(), 'nowhere')
-    with pytest.raises(UserError, match='is for classification'):
-        use_image_folder(Config(dict(default_scope='mmdet')), str(photos))
+    with pytest.raises(UserError, match='mmpretrain, mmdet, mmseg, but'):
+        use_data(Config(dict(default_scope='mmocr')), str(photos))
+    with pytest.raises(UserError, match='--balance is for classification'):
+        use_data(Config(dict(default_scope='mmdet', model={})), str(photos),
+                 balance=True)
 
 
 def test_what_is_left_out_is_said(photos, tmp_path):

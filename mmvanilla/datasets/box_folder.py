@@ -1,0 +1,309 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Folders of images with boxes, in the layouts of COCO, Roboflow and YOLO."""
+import hashlib
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from ..utils.errors import UserError
+from ..utils.terminal import some, track
+from .image_files import SUFFIXES, find_unreadable
+
+ANNOTATIONS = dict(
+    train=('annotations/instances_train*.json',
+           'annotations/instances_default.json',
+           'train/_annotations.coco.json'),
+    val=('annotations/instances_val*.json', 'val*/_annotations.coco.json'))
+
+
+class BoxFolder:
+    """The images and boxes of a folder, checked. It is only read.
+
+    ``masks`` is True where they are learned, False where they are only loaded
+    and None where they are not.
+    """
+
+    def __init__(self, root: Path, masks: bool | None = None,
+                 check_images: bool = False) -> None:
+        # What is wrong, and with what; splits as {file: (size, boxes)}.
+        self.root, self.faults, self.splits = root, defaultdict(list), {}
+        self.masks, self.check_images, classes = masks, check_images, {}
+        for split, path, data in _find_annotations(root):
+            if split in self.splits:
+                raise UserError(f'--data: {root} has two annotations of '
+                                f'{split}, one of them {path}: keep one')
+            classes[split] = self._read(split, path, data)
+        if not classes:
+            raise UserError(
+                f'--data: {root} is not a folder of boxes, which holds one of '
+                'annotations/instances_train*.json (COCO), train/_annotations.'
+                'coco.json (Roboflow), data.yaml or dataset.yaml (YOLO)')
+        split, names = next(iter(classes.items()))  # of train, if it is there
+        used = {box['name'] for box in self._boxes(split)}
+        self.faults['names of groups of classes are no classes'] += [
+            x for x in names if names[x] and x not in used]
+        names = [x for x in names if x in used or not names[x]]
+        self.faults[f'classes have no box in {split}'] += [
+            x for x in names if x not in used]
+        self.notes = [f'--data: {len(found)} {what}: {some(found)}'
+                      for what, found in self.faults.items() if found]
+        if not used or masks and all(
+                x['iscrowd'] for x in self._boxes(split)):
+            problem = ('boxes only, but the model learns masks from polygons: '
+                       'use one without masks, as RetinaNet or RTMDet'
+                       if used else 'no box that can be used')
+            raise UserError('; '.join([f'--data: {root} has {problem}',
+                                       *self.notes]))
+        self.use_classes(names, split)
+        if 'val' not in self.splits:
+            self._hold_out()
+
+    def _boxes(self, *splits: str) -> list[dict]:
+        return [box for split in splits for _, boxes in
+                self.splits[split].values() for box in boxes]
+
+    def use_classes(self, classes: Sequence[str], owner: str) -> None:
+        """Number the classes as ``owner`` does; refuse others with boxes."""
+        unknown = {x['name'] for x in self._boxes(*self.splits)} - {*classes}
+        if unknown:
+            raise UserError(
+                f'--data: {self.root} has boxes of {some(sorted(unknown))}, '
+                f'but the classes of {owner} are {some(classes, 12)}')
+        self.classes = [*classes]
+
+    def to_coco(self, split: str) -> dict:
+        """A split in COCO's format."""
+        numbers = {name: i for i, name in enumerate(self.classes, 1)}
+        images, annotations = [], []
+        for file, ((width, height), boxes) in self.splits[split].items():
+            images.append(dict(id=len(images) + 1, file_name=file,
+                               width=width, height=height))
+            annotations += [
+                dict(box, id=i, image_id=len(images),
+                     category_id=numbers[box['name']])
+                for i, box in enumerate(boxes, len(annotations) + 1)]
+        return dict(images=images, annotations=annotations, categories=[
+            dict(id=i, name=name) for name, i in numbers.items()])
+
+    def _hold_out(self, seed: int = 0) -> None:
+        """Make a fifth of the images, by their names, the split 'val'."""
+        train = self.splits['train']
+        ranked = sorted(train, key=lambda x: hashlib.sha256(os.fsencode(
+            f'{seed}/{os.path.basename(x)}')).digest())
+        self.splits['val'] = {x: train.pop(x) for x in sorted(
+            ranked[:max(1, round(len(ranked) / 5))])}
+
+    def _read(self, split: str, path: Path, data: dict) -> dict[str, bool]:
+        """Check a split in COCO's format; names, True if those of groups."""
+        part, faults = path.stem.removeprefix('instances_'), self.faults
+        folders = [self.root / x for x in (
+            part, f'images/{part}', 'images', '')] if (
+                path.parent.name == 'annotations') else [path.parent]
+        entry, names, files, images, seen = None, {}, {}, {}, set()
+        self.splits[split] = {}
+        try:
+            for entry in sorted(data['categories'], key=lambda x: x['id']):
+                name = str(entry['name'])
+                if entry['id'] in names:
+                    raise ValueError('its id is that of another category')
+                if name in names.values():
+                    faults[f'names of classes in {split} occur twice, and are '
+                           'one class'].append(name)
+                names[entry['id']] = name
+            groups = {x.get('supercategory') for x in data['categories']
+                      if x['name'] != x.get('supercategory')}
+            for entry in data['images']:
+                name = entry['file_name']
+                file = next((os.path.normpath(y) for y in (
+                    x / name for x in folders) if y.is_file()), '')
+                file = file.removeprefix(f'{self.root}/')
+                if not file:
+                    faults['images without a file are left out'].append(name)
+                elif files.get(entry['id'], file) != file:
+                    faults['images have the id of another one, and both are '
+                           'left out'].append(name)
+                    file = ''
+                files[entry['id']] = file
+                images[file] = entry.get('width'), entry.get('height')
+            used = [x for x in images if x in {*files.values()} - {''}]
+            for file, size in self._read_sizes(split, used).items():
+                if all(images[file]) and images[file] != size:
+                    faults['images are left out, as their size is not that in '
+                           'the json, of which the boxes may be (boxes in '
+                           'pixels of the image need no size there)'
+                           ].append(file)
+                else:
+                    self.splits[split][file] = size, []
+            for entry in data['annotations']:
+                file, number = files.get(entry['image_id']), entry.get('id')
+                where = number if isinstance(number, str) else (
+                    f'{file} (annotation {number})')
+                if file is None:
+                    faults['boxes are of images that are not listed, and are '
+                           'left out'].append(where)
+                elif number in seen:
+                    faults['ids repeat, and are changed'].append(where)
+                seen.add(number)
+                if entry['category_id'] not in names:
+                    raise ValueError('there is no such class')
+                if not all(map(math.isfinite, entry['bbox'])):
+                    raise ValueError('its box is not finite')
+                if file in self.splits[split]:
+                    size, boxes = self.splits[split][file]
+                    boxes += self._check_box(
+                        entry, *size, where, names[entry['category_id']])
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            text = ' '.join(f'{type(e).__name__}: {e}: {entry}'.split())
+            raise UserError(f'--data: {path} has an entry that cannot be read:'
+                            f' {text:.160}') from e
+        faults['images have no box, and are background'] += [
+            x for x, (_, boxes) in self.splits[split].items() if not boxes]
+        return {x: x in groups for x in names.values()}
+
+    def _read_sizes(self, split: str, files: list[str]) -> dict[str, tuple]:
+        """The sizes of the images that can be read."""
+        with ThreadPoolExecutor() as pool:
+            sizes = dict(zip(files, track(
+                pool.map(lambda x: _read_size(self.root / x), files),
+                f'reading headers of {split}', len(files))))
+        bad = {x for x in files if not sizes[x]}
+        if self.check_images:
+            bad |= find_unreadable(self.root, [*{*files} - bad], True)[0]
+        self.faults['images cannot be read, and are left out'] += sorted(bad)
+        return {x: sizes[x] for x in files if x not in bad}
+
+    def _check_box(self, entry: dict, width: int, height: int, where: str,
+                   name: str) -> list[dict]:
+        """The part of a box that is in its image, if there is any."""
+        x, y, w, h = entry['bbox']
+        limits, faults = (width, height) * 2, self.faults
+        scale = limits if entry.get('relative') else (1, 1, 1, 1)
+        corners = [a * b for a, b in zip((x, y, x + w, y + h), scale)]
+        inside = [min(max(a, 0), b) for a, b in zip(corners, limits)]
+        x, y, w, h = *inside[:2], inside[2] - inside[0], inside[3] - inside[1]
+        outline, crowd = entry.get('segmentation'), entry.get('iscrowd') or 0
+        if isinstance(outline, list):
+            whole = [[a * scale[i % 2] for i, a in enumerate(points)]
+                     for points in outline if len(points) > 5]
+            if len(whole) < len(outline):
+                faults['polygons of fewer than three points are left out'
+                       ].append(where)
+            outline = whole
+        if w < 1 or h < 1:  # mmdet leaves them out silently
+            faults['boxes are outside of their image or empty (less than a '
+                   'pixel), and are left out'].append(where)
+            return []
+        if max(abs(a - b) for a, b in zip(corners, inside)) > 0.5:
+            faults['boxes are clipped to their image'].append(where)
+        if self.masks and not outline:
+            faults['boxes have no polygon, and are regions to ignore'
+                   ].append(where)
+        if self.masks is not None and not outline:
+            crowd = int(self.masks or crowd)
+            outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        return [dict(name=name, bbox=[x, y, w, h], iscrowd=crowd,
+                     area=entry.get('area') or w * h,
+                     **dict(segmentation=outline) if outline else {})]
+
+
+def _find_annotations(root: Path) -> Iterator[tuple[str, Path, dict]]:
+    """Splits, with the file that has their annotations, and what it holds."""
+    for split, patterns in ANNOTATIONS.items():
+        for path in sorted(y for x in patterns for y in root.glob(x)):
+            yield split, path, _parse(path, json.loads)
+    for path in sorted(root.glob('data*.yaml')):
+        yield from _read_yolo(root, path)
+
+
+def _read_yolo(root: Path, path: Path) -> Iterator[tuple[str, Path, dict]]:
+    """The splits of YOLO's layout in COCO's format, with relative boxes."""
+    data = _parse(path, yaml.safe_load)
+    names = data.get('names')
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict) or not names:
+        raise UserError(f'--data: {path} must have names: a list of classes, '
+                        'or their names by number')
+    # Some tools write a path of their own machine, or ../train/images.
+    bases = [root / str(data.get('path') or ''), root]
+    for split in [x for x in ANNOTATIONS if data.get(x)]:
+        files, given = [], data[split]
+        for place in [given] if isinstance(given, str) else given:
+            found = _find(str(place), bases)
+            if not found:
+                raise UserError(f'--data: {path} has {split}: {place}, which '
+                                'is not there')
+            if found.is_file():
+                lines = found.read_text('utf-8').splitlines()
+                files += [_find(x, [found.parent, *bases]) or Path(x)
+                          for x in lines if x]
+            files += sorted(Path(folder, x) for folder, _, inside in os.walk(
+                found, followlinks=True) for x in inside
+                if x.lower().endswith(SUFFIXES))
+        files = [os.path.normpath(x).removeprefix(f'{root}/') for x in files]
+        yield split, root / path.name, dict(
+            categories=[dict(id=i, name=x) for i, x in names.items()],
+            images=[dict(id=i, file_name=x) for i, x in enumerate(files)],
+            annotations=[dict(x, image_id=i) for i, file in enumerate(track(
+                files, f'reading boxes of {split}', len(files)))
+                for x in _read_labels(root, file)])
+
+
+def _find(path: str, bases: list[Path]) -> Path | None:
+    return next((x for x in (y / z for z in (path, path.lstrip('./'))
+                             for y in bases) if x.exists()), None)
+
+
+def _read_labels(root: Path, file: str) -> Iterator[dict]:
+    """The boxes of an image: lines of a class and a box or a polygon."""
+    path = re.sub(r'(^|.*/)images/', r'\1labels/',
+                  os.path.splitext(file)[0]) + '.txt'
+    if not (root / path).is_file():
+        return
+    lines = (root / path).read_text('utf-8', 'replace').splitlines()
+    for i, line in enumerate(lines, 1):
+        try:
+            label, *numbers = map(float, line.split() or ['0', '0', '0'])
+            xs, ys = numbers[::2], numbers[1::2]
+            x, y, right, bottom = min(xs), min(ys), max(xs), max(ys)
+            if len(xs) != len(ys):
+                raise ValueError
+        except ValueError:
+            raise UserError(
+                f'--data: {root / path}, line {i}: wanted the numbers of a '
+                'class and of a box or a polygon, but got '
+                f'{line.strip()[:60]!r}') from None
+        found = dict(id=f'{path}, line {i}', category_id=label, relative=True)
+        if len(numbers) == 4:
+            (x, w), (y, h) = xs, ys
+            yield dict(found, bbox=[x - w / 2, y - h / 2, w, h])
+        elif line.strip():
+            yield dict(found, segmentation=[numbers],
+                       bbox=[x, y, right - x, bottom - y])
+
+
+def _parse(path: Path, function: Callable) -> dict:
+    """Read JSON or YAML, which must be a mapping."""
+    try:
+        return dict(function(path.read_text('utf-8')))
+    except (TypeError, ValueError, yaml.YAMLError, RecursionError) as e:
+        text = ' '.join(str(e).split())  # with the line
+        raise UserError(f'--data: cannot read {path}: {text}') from e
+
+
+def _read_size(path: Path) -> tuple[int, int] | None:
+    """Width and height as OpenCV reads an image; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            turned = 'exif' in image.info and image.format != 'WEBP' and (
+                image.getexif().get(274, 1) > 4)
+            return image.size[::-1] if turned else image.size
+    except Exception:  # of many kinds, by the format
+        return None

@@ -1,0 +1,72 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""Make a config of mmdet read a folder of boxes, as ``--data`` does."""
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+
+from ..datasets.box_folder import BoxFolder
+from ..utils.configs import type_name
+from ..utils.errors import UserError
+from ..utils.files import write_beside
+from .own_data import find_datasets, set_in_place, trained_classes
+
+
+def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
+                   check_images: bool = False) -> list[str]:
+    """Make a detector's config, in place, use a folder of boxes."""
+    root, datasets = Path(folder).expanduser().absolute(), find_datasets(cfg)
+    evaluators = [x for x in ('val_evaluator', 'test_evaluator') if cfg.get(x)]
+    masks = None
+    if re.search("mask_head': [^N]|'segm'", str(
+            [cfg.model, *map(cfg.get, evaluators)])):
+        masks = True
+    elif "'with_mask': True" in str(cfg.to_dict()):
+        masks = False
+    found = BoxFolder(root, masks, check_images)
+    if checkpoint is not None:
+        found.use_classes(trained_classes(checkpoint), checkpoint)
+    elif 'train' not in found.splits:
+        raise UserError(f'--data: {root} has a split val, but none to train')
+    paths = {x: _write(found.to_coco(x), cfg, x) for x in found.splits}
+    number = len(found.classes)
+    # mmdet's own palette has 80 colors.
+    colors = np.random.default_rng(0).integers(0, 256, (number, 3)).tolist()
+    palette = dict(palette=[*map(tuple, colors)]) if number > 80 else {}
+    for split, dataset in datasets:
+        if split in paths:
+            pipeline = dataset.get('pipeline') or []
+            dataset.clear()  # in place, inside of its wrappers
+            dataset.update(
+                type='mmdet.CocoDataset', data_root=str(root),
+                ann_file=paths[split], data_prefix=dict(img=''),
+                metainfo=dict(classes=found.classes, **palette),
+                # Images without a box are used, and so are small ones.
+                filter_cfg=dict(filter_empty_gt=False),
+                test_mode=split == 'val', pipeline=pipeline)
+    for name in evaluators:
+        given = [cfg[name]] if isinstance(cfg[name], dict) else cfg[name]
+        given = next((x for x in given if type_name(x) == 'CocoMetric'), {})
+        cfg[name] = dict(given, type='mmdet.CocoMetric', classwise=True,
+                         ann_file=paths['val'], format_only=False)
+    for name, part in cfg.model.items():
+        if name != 'rpn_head':  # tells objects from background only
+            set_in_place(part, number)
+    return found.notes
+
+
+def _write(content: dict, cfg: Config, split: str) -> str:
+    """Write annotations to the work dir, named after what they hold."""
+    text = json.dumps(content)
+    folder = Path(cfg.get('work_dir') or Path(
+        'work_dirs', Path(cfg.filename or 'boxes').stem)).absolute()
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    path = folder / f'{split}-{digest}.json'
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_beside(path) as (part, ):
+            part.write_text(text)
+    return str(path)

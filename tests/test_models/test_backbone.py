@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from golden import relative_l2
 from narrow import randomize
 from tiny import ROOT, tiny_cfg, train
 from torch.autograd.graph import saved_tensors_hooks
@@ -95,3 +96,19 @@ def test_a_run_in_finetune_form_from_a_train_form_checkpoint(tmp_path):
     for key, value in source.state_dict().items():
         if key.endswith('conv.weight'):
             assert 0 < (trained[key] - value).norm() < 0.1 * value.norm()
+
+
+def test_channels_last_changes_the_memory_format_only():
+    results = []
+    for channels_last in (False, True):
+        model = net(channels_last=channels_last).train()
+        set_lam(model, 0.3)
+        torch.manual_seed(1)
+        outs = model(torch.rand(2, 3, 64, 64))
+        assert channels_last == all(
+            x.is_contiguous(memory_format=torch.channels_last) for x in outs)
+        sum((out**2).sum() for out in outs).backward()
+        # In one, since before a batch norm a bias has no gradient.
+        results.append(torch.cat([x.flatten() for x in (
+            *model.buffers(), *(p.grad for p in model.parameters()))]))
+    assert relative_l2(results[1], results[0]) < 2e-3

@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import torch
 import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -83,6 +84,9 @@ class VanillaNet(BaseBackbone):
             convolution is two; False builds the fine-tune form.
             Defaults to True.
         deploy (bool): Whether to build the deploy form. Defaults to False.
+        channels_last (bool): Whether weights, and with them the feature maps
+            in training, have the memory format in which a GPU is fastest.
+            The outputs differ by rounding only. Defaults to False.
         init_cfg (dict | list[dict], optional): Initialization. Defaults to
             the authors': truncated normal of std 0.02 for weights, 0 for
             biases, 1 and 0 for batch norms.
@@ -120,7 +124,7 @@ class VanillaNet(BaseBackbone):
                  norm_cfg: dict = dict(type='BN', eps=1e-6),
                  act_cfg: dict = dict(type='ReLU'), norm_eval: bool = False,
                  with_cp: bool = False, deep_training: bool = True,
-                 deploy: bool = False,
+                 deploy: bool = False, channels_last: bool = False,
                  init_cfg: dict | Sequence[dict] | None = INIT_CFG):
         super().__init__(init_cfg=init_cfg)
         dims, strides, ada_pool = self._parse_arch(arch)
@@ -161,7 +165,17 @@ class VanillaNet(BaseBackbone):
             self.stages.append(
                 make_stage(dims[i], dims[i + 1], 1, mid_channels=dims[i],
                            pool=pool))
+        # Before an optimizer or DDP sees the weights.
+        self.memory_format = (
+            torch.channels_last if channels_last else torch.contiguous_format)
+        self.to(memory_format=self.memory_format)
         self._freeze_stages()
+
+    def init_weights(self) -> None:
+        """Initialize; the memory format does not change the numbers."""
+        self.to(memory_format=torch.contiguous_format)
+        super().init_weights()
+        self.to(memory_format=self.memory_format)
 
     def _parse_arch(self, arch) -> tuple[list[int], list[int], list | None]:
         if isinstance(arch, int):

@@ -15,7 +15,9 @@ FIGURES = ROOT / 'docs' / 'figures'
 PERFORMANCE = 'docs/en/performance.md'
 BENCHMARKS = dict.fromkeys(
     ('inference', 'training', 'training-13', 'retinanet', 'rtmdet'),
-    PERFORMANCE) | dict.fromkeys(('cuda', 'cuda-compiled'), 'docs/en/gpu.md')
+    PERFORMANCE) | dict.fromkeys(
+        ('cuda', 'cuda-compiled', 'cuda-batches', 'cuda-training'),
+        'docs/en/gpu.md')
 DETECTION = 'docs/en/detection_segmentation.md'
 DETECTION_ZH = 'docs/zh_cn/detection_segmentation.md'
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Evaluate a checkpoint of any OpenMMLab config."""
+"""Evaluate a checkpoint, or an exported file, of any OpenMMLab config."""
 import argparse
 import os
 
@@ -15,7 +15,10 @@ from options import (
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of the model')
-    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument(
+        'checkpoint',
+        help='its checkpoint, or a file of tools/export.py, which runs in its '
+        'own runtime')
     parser.add_argument(
         '--deploy',
         action='store_true',
@@ -59,6 +62,8 @@ def parse_args() -> argparse.Namespace:
         metavar=('N', 'DIR'),
         help='draw the N images of largest loss, of classifiers, to '
         'DIR/worst.png')
+    parser.add_argument(
+        '--threads', type=int, help='how many threads an exported file uses')
     add_run_options(parser)
     add_config_options(parser)
     add_data_options(parser)
@@ -69,6 +74,9 @@ def main(local_rank: int, **options) -> None:
     if options['launcher'] == 'pytorch':
         os.environ.setdefault('LOCAL_RANK', str(local_rank))
     from mmvanilla.engine.runs import test
+    if (options['threads'] or 0) > 0:  # of pt2 and aoti
+        import torch
+        torch.set_num_threads(options['threads'])
     test(**options)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mmcv
 import numpy as np
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmpretrain import ImageClassificationInferencer, list_models
 from mmpretrain.apis import ModelHub
@@ -26,6 +27,8 @@ from ..datasets.image_folder import find_images, left_out
 from ..utils import configs
 from ..utils.cfg_options import nearest
 from ..utils.errors import UserError, exit_on_user_error
+from ..utils.files import is_exported
+from ..utils.requirements import require
 from ..utils.terminal import markdown_table, some, track
 from .fonts import font_for
 from .own_data import set_num_classes
@@ -34,6 +37,9 @@ from .own_data import set_num_classes
 def predict(images: str, model: str, checkpoint: str | None = None,
             out: str | None = None, deploy: bool = False, top: int = 5) -> str:
     """Predict images as the command does; return its Markdown table."""
+    if is_exported(model) and (checkpoint or deploy):
+        raise UserError(f'{model} is an exported file, which needs no '
+                        'checkpoint and is merged')
     if top < 1:
         raise UserError(f'--top must be 1 or more, got {top}')
     root = Path(images).expanduser()
@@ -75,6 +81,8 @@ def predict(images: str, model: str, checkpoint: str | None = None,
 
 
 def _find_model(model, checkpoint):
+    if is_exported(model):
+        return _file_config(model), None
     if model.endswith('.py'):
         cfg = configs.read_config(model)
         beside = Path(model).with_suffix('.pth')
@@ -91,17 +99,42 @@ def _find_model(model, checkpoint):
     return cfg, checkpoint or found
 
 
+def _file_config(path):
+    """A config that predicts as an exported file's metadata tell."""
+    from ..export.exported import read_metadata, scope_of_file
+    meta = read_metadata(path)
+    scope = scope_of_file(path, meta)
+    require(*{scope} & {*configs.TOOLBOXES[1:]})
+    if meta['preprocess'] is None:
+        raise UserError(f'{path} does not tell its preprocessing, which has '
+                        'unknown steps: predict with its checkpoint')
+    dataset, processor, to_rgb, pack = _PARTS[scope]
+    pipeline = [{key: tuple(x) if isinstance(x, list) else x
+                 for key, x in step.items()} for step in meta['preprocess']]
+    for step in pipeline:  # in any toolbox
+        step['type'] = step['type'].replace(
+            'ResizeEdge', 'mmpretrain.ResizeEdge')
+    return Config(dict(
+        default_scope=scope,
+        model=dict(type='mmvanilla.export.exported.ExportedModel', file=path,
+                   data_preprocessor={
+                       'type': processor, 'mean': meta['mean'],
+                       'std': meta['std'],
+                       to_rgb: meta['channel_order'] == 'RGB'}),
+        test_dataloader=dict(dataset=dict(
+            type=dataset, metainfo=dict(classes=meta['labels']),
+            pipeline=[*pipeline, dict(type=pack)]))))
+
+
 def _predictor(cfg, checkpoint, deploy):
-    scope = configs.scope_name(cfg)
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = configs.unwrap_dataset(loader.get('dataset') or {})
+    scope, dataset = configs.scope_name(cfg), configs.test_dataset(cfg)
     if scope not in _PREDICTORS or not dataset.get('pipeline'):
         raise UserError(
             f'cannot predict with {cfg.filename}, which must be a config of '
             f'{", ".join(_PREDICTORS)} with a pipeline in test_dataloader')
     configs.check_parts(cfg, 'prediction', 'model')
     build, *header = _PREDICTORS[scope]
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint) if checkpoint else {}
     meta = content.get('meta') or {}
     known = configs.class_names(cfg, meta)
     if scope == 'mmpretrain' and len(known) != len(
@@ -119,9 +152,9 @@ def _predictor(cfg, checkpoint, deploy):
     with warnings.catch_warnings():  # that no weights are loaded yet
         warnings.simplefilter('ignore')
         inferencer, predict_one = build(cfg, look)
-    # The inferencers only log keys that do not fit.
-    load_state_dict(
-        inferencer.model, content.get('state_dict', content), checkpoint)
+    if checkpoint:  # the inferencers only log keys that do not fit
+        load_state_dict(
+            inferencer.model, content.get('state_dict', content), checkpoint)
     if deploy:
         from ..reparam.merge import switch_loaded
         switch_loaded(inferencer.model, checkpoint)
@@ -196,6 +229,14 @@ def _segmentor(cfg, look):
     return inferencer, predict_one
 
 
+# Types of a toolbox: data set, preprocessor with an argument, last transform.
+_PARTS = dict(
+    mmpretrain=('CustomDataset', 'ClsDataPreprocessor', 'to_rgb',
+                'PackInputs'),
+    mmdet=('CocoDataset', 'DetDataPreprocessor', 'bgr_to_rgb',
+           'PackDetInputs'),
+    mmseg=('BaseSegDataset', 'SegDataPreProcessor', 'bgr_to_rgb',
+           'PackSegInputs'))
 # How to open a toolbox's model, and the columns of its table.
 _PREDICTORS = dict(
     mmpretrain=(_classifier, 'class', 'score'),
@@ -211,7 +252,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('images', help='an image or a folder of images')
-    add('model', help='a config, or the name of a model, as in list_models')
+    add('model', help='a config, the name of a model, as in list_models, or a '
+        'file of tools/export.py, which needs nothing else')
     add('checkpoint', nargs='?', help='the weights; defaults to those beside '
         'the config, else its load_from, or the published ones of a name')
     add('--out', help='folder for images with the predictions drawn in')

@@ -18,7 +18,7 @@ from ..checkpoints import load_checkpoint, load_weights
 from ..utils import configs
 from ..utils.configs import check_parts, scope_name, type_name
 from ..utils.errors import UserError
-from ..utils.files import check_output, write_beside
+from ..utils.files import check_output, is_exported, write_beside
 from ..utils.terminal import some
 from .checks import check_run
 from .classes import class_names
@@ -90,8 +90,16 @@ def test(config: str, checkpoint: str, deploy: bool = False,
          amp: bool = False, tta: bool = False, pin_memory: bool = True,
          data: str | None = None, check_images: bool = False,
          worst: tuple[str, str] | None = None, log: str = 'short',
-         **options) -> dict:
-    """Evaluate a checkpoint, with the options of tools/test.py."""
+         threads: int | None = None, **options) -> dict:
+    """Evaluate a checkpoint or an exported file, as tools/test.py does."""
+    exported, given = is_exported(checkpoint), dict(
+        deploy=deploy, compile=compile, amp=amp, tta=tta,
+        launcher=options.get('launcher', 'none') != 'none')
+    for name in filter(given.get, given if exported else ()):
+        raise UserError(f'--{name} is for a checkpoint, and {checkpoint} is '
+                        'an exported file')
+    if threads is not None and not (exported and threads > 0):
+        raise UserError('--threads is a positive number, for exported files')
     if compile and (tta or not deploy):
         raise UserError('--compile needs --deploy and does not go with --tta: '
                         'it compiles a merged network for one image size')
@@ -118,6 +126,8 @@ def test(config: str, checkpoint: str, deploy: bool = False,
         cfg.work_dir = osp.join(cfg.work_dir, 'test')
     if show or show_dir:
         _draw(cfg, show_dir, show=show, interval=interval, wait_time=wait_time)
+    if exported:
+        _use_file(cfg, checkpoint, threads)
     if tta:
         _add_tta(cfg)
     if amp:
@@ -129,12 +139,18 @@ def test(config: str, checkpoint: str, deploy: bool = False,
         for note in notes:
             runner.logger.warning(note)
         model = unwrap_model(runner.model)
-        # Before EMAHook copies the model: `state_dict` holds the average.
-        load_weights(model, checkpoint)
-        meta = load_checkpoint(checkpoint).get('meta') or {}
-        old = list((meta.get('dataset_meta') or {}).get('classes') or ())
+        if exported:
+            runner.logger.info(f'Testing {checkpoint}: {model.run.title}, in '
+                               f'{model.run.runtime}')
+            old = model.run.metadata['labels']
+        else:
+            # Before EMAHook copies the model: `state_dict` holds the average.
+            load_weights(model, checkpoint)
+            meta = load_checkpoint(checkpoint).get('meta') or {}
+            old = list((meta.get('dataset_meta') or {}).get('classes') or ())
         new = class_names(runner.test_dataloader.dataset)
-        if old and new and old != new and scope_name(cfg) == 'mmpretrain':
+        if old and new and old != new and (
+                exported or scope_name(cfg) == 'mmpretrain'):
             raise UserError(f'{checkpoint} was trained for {some(old, 12)}, '
                             f'but the test data have {some(new, 12)}')
         if out and out_item != 'metrics':
@@ -228,6 +244,23 @@ class _FoldersInNames(Hook):
             if 'img_path' in sample:
                 name = osp.relpath(sample.img_path, root or '.')
                 sample.set_metainfo(dict(img_path=name.replace(os.sep, '_')))
+
+
+def _use_file(cfg: Config, path: str, threads: int | None) -> None:
+    """Make an exported file the model, with the config's preprocessor."""
+    from ..export import read_metadata
+    if read_metadata(path)['input_shape'][0] != -1:
+        cfg.test_dataloader.batch_size = 1
+    node = cfg.model
+    while 'data_preprocessor' not in node and 'model' in node:
+        node = node.model  # inside of WithDeepTraining
+    found = node.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if scope_name(cfg) == 'mmpretrain':  # the default of its classifiers
+        found.setdefault('type', 'ClsDataPreprocessor')
+    cfg.model = ConfigDict(
+        type='mmvanilla.export.exported.ExportedModel', file=path,
+        threads=threads, data_preprocessor=found)
+    cfg.custom_hooks = []  # which train, or need a model's layers
 
 
 def _draw(cfg: Config, folder: str | None, **options) -> None:

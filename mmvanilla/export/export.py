@@ -166,7 +166,7 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
                     compare(*(partial(_outputs, before.output_names, forward)
                               for forward in (before, run)),
                             [dict(inputs=x)], tol, precision, what=WHAT)
-    comparison.notes += notes
+    comparison.notes += [*notes, ('runtime', run.runtime)]
     return ExportReport(out, format, run.metadata, comparison)
 
 

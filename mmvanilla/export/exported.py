@@ -23,8 +23,8 @@ from ..utils.errors import UserError
 from .formats import FORMATS
 from .metadata import FORMAT_VERSION, normalization
 
-# The ends of their names.
-SUFFIXES = '.onnx', '.xml', '.pt2'
+SCOPES = dict(
+    classification='mmpretrain', detection='mmdet', segmentation='mmseg')
 
 
 class Exported:
@@ -46,8 +46,9 @@ class Exported:
                 self._run, self.metadata = FORMATS[format].open(path, threads)
             self.path, self.shape = path, self.metadata['input_shape']
             runtime = ('torch', *FORMATS[format].packages)[-1]
-            self.title = (f'{format}, {self.metadata["precision"]}, {runtime} '
-                          + importlib.import_module(runtime).__version__)
+            version = importlib.import_module(runtime).__version__
+            self.title = f'{format}, {self.metadata["precision"]}'
+            self.runtime = f'{runtime} {version}'
         except UserError:
             raise
         except Exception as e:  # each runtime has errors of its own
@@ -148,10 +149,7 @@ class ExportedModel(BaseModel):
         self.run = file if isinstance(file, Exported) else Exported(
             file, threads=threads)
         path, meta = self.run.path, self.run.metadata
-        check_version(path, meta)
-        if meta['task'] not in ('classification', 'detection', 'segmentation'):
-            raise UserError(f'{path} gives {meta["task"]}, but only a whole '
-                            'classifier, detector or segmentor predicts')
+        scope_of_file(path, meta)
         for key, value in normalization(
                 self.data_preprocessor, len(meta['mean'])).items():
             if value != meta[key]:
@@ -185,15 +183,19 @@ class ExportedModel(BaseModel):
         return data_samples
 
 
-def check_version(path: str | Path, metadata: dict) -> None:
-    """Raise UserError for metadata of another version than this."""
-    version = metadata.get('format_version', 1)
+def scope_of_file(path: str | Path, metadata: dict) -> str:
+    """The toolbox whose model a file replaces; UserError if of none."""
+    version, task = metadata.get('format_version', 1), metadata.get('task')
     if version != FORMAT_VERSION:
         raise UserError(
             f'the metadata of {path} are of version {version}, and this '
             f'mmvanilla needs {FORMAT_VERSION}: ' + (
                 'install the version that exported it'
                 if version > FORMAT_VERSION else 'export it again'))
+    if task not in SCOPES:
+        raise UserError(f'{path} gives {task}, but only a whole classifier, '
+                        'detector or segmentor predicts')
+    return SCOPES[task]
 
 
 def _instances(outputs: dict[str, Tensor], sample,

@@ -28,13 +28,14 @@ def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
              part: str, dynamic_size: bool = False) -> dict[str, object]:
     """The metadata of the exported file: what a server needs to use it."""
     size, task = list(example.shape[2:]), _task(model, part)
+    normal = normalization(model.data_preprocessor, example.shape[1])
     return dict(
         format_version=FORMAT_VERSION, version=__version__, part=part,
         task=task, labels=class_names(cfg, meta) if part == 'model' else [],
-        **normalization(model.data_preprocessor, example.shape[1]),
+        **normal,
         input='normalized', input_size=size,
         preprocess=_steps(cfg, example.shape[1]),
-        padding=_padding(model.data_preprocessor, task,
+        padding=_padding(model.data_preprocessor, normal, task,
                          None if dynamic_size else size))
 
 
@@ -64,7 +65,7 @@ def _task(model: nn.Module, part: str) -> str:
             else 'logits')
 
 
-def _padding(processor: nn.Module, task: str,
+def _padding(processor: nn.Module, normal: dict, task: str,
              size: list[int] | None) -> dict[str, object] | None:
     """How an image is padded, right and bottom, after the normalization."""
     divisor = getattr(processor, 'pad_size_divisor', None) or (
@@ -72,8 +73,12 @@ def _padding(processor: nn.Module, task: str,
     if divisor == 1 and (task in ('classification', 'logits') or not size):
         return None
     value = getattr(processor, 'pad_value', getattr(processor, 'pad_val', 0))
+    pixel = [round(min(255, max(0, mean + value * std)))
+             for mean, std in zip(normal['mean'], normal['std'])]
+    if normal['channel_order'] == 'BGR':
+        pixel.reverse()
     return dict(dict(size=size) if size else dict(divisor=divisor),
-                value=value)
+                value=value, pixel=pixel)
 
 
 def _steps(cfg: Config, channels: int) -> list[dict[str, object]] | None:

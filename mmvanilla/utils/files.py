@@ -9,6 +9,11 @@ from pathlib import Path
 from .errors import UserError
 
 
+def is_exported(path: str | Path) -> bool:
+    """Whether a name is that of an exported file, not of a checkpoint."""
+    return str(path).endswith(('.onnx', '.xml', '.pt2'))
+
+
 @contextmanager
 def write_beside(*paths: str | Path) -> Iterator[list[Path]]:
     """Yield temporary paths that are flushed and renamed on success."""

@@ -172,7 +172,7 @@ class BoxFolder:
         """The sizes of the images that can be read."""
         with ThreadPoolExecutor() as pool:
             sizes = dict(zip(files, track(
-                pool.map(lambda x: _read_size(self.root / x), files),
+                pool.map(lambda x: read_size(self.root / x), files),
                 f'reading headers of {split}', len(files))))
         bad = {x for x in files if not sizes[x]}
         if self.check_images:
@@ -298,7 +298,7 @@ def _parse(path: Path, function: Callable) -> dict:
         raise UserError(f'--data: cannot read {path}: {text}') from e
 
 
-def _read_size(path: Path) -> tuple[int, int] | None:
+def read_size(path: Path) -> tuple[int, int] | None:
     """Width and height as OpenCV reads an image; None if it cannot be read."""
     try:
         with Image.open(path) as image:

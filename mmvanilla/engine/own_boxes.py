@@ -31,7 +31,8 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
         found.use_classes(trained_classes(checkpoint), checkpoint)
     elif 'train' not in found.splits:
         raise UserError(f'--data: {root} has a split val, but none to train')
-    paths = {x: _write(found.to_coco(x), cfg, x) for x in found.splits}
+    paths = {x: write_annotations(found.to_coco(x), cfg, x)
+             for x in found.splits}
     number = len(found.classes)
     # mmdet's own palette has 80 colors.
     colors = np.random.default_rng(0).integers(0, 256, (number, 3)).tolist()
@@ -58,15 +59,19 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     return found.notes
 
 
-def _write(content: dict, cfg: Config, split: str) -> str:
+def work_folder(cfg: Config) -> Path:
+    """The work dir, or what it is without ``--work-dir``."""
+    return Path(cfg.get('work_dir') or Path(
+        'work_dirs', Path(cfg.filename or 'data').stem)).absolute()
+
+
+def write_annotations(content: dict, cfg: Config, split: str) -> str:
     """Write annotations to the work dir, named after what they hold."""
     text = json.dumps(content)
-    folder = Path(cfg.get('work_dir') or Path(
-        'work_dirs', Path(cfg.filename or 'boxes').stem)).absolute()
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    path = folder / f'{split}-{digest}.json'
+    path = work_folder(cfg) / f'{split}-{digest}.json'
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with write_beside(path) as (part, ):
             part.write_text(text)
     return str(path)

@@ -26,16 +26,16 @@ class Confusions(BaseMetric):
     def __init__(self, dataset) -> None:
         super().__init__()
         self.dataset, self.names = dataset, class_names(dataset)
-        # Of each image its label and the prediction, in the main process.
+        # Label and prediction, and the score of the label; main process.
         self.labels, self.scores = np.zeros((0, 2), int), np.zeros(0)
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         """Store three numbers of each image; -1 if it has not one label."""
         for sample in data_samples:
-            label, scores = sample.get('gt_label'), sample.get('pred_score')
-            one = label is not None and scores is not None and (
-                len(label) == len(sample.get('pred_label', label)) == 1
-                and label < len(scores))
+            label = sample.get('gt_label', ())
+            scores = sample.get('pred_score')
+            one = scores is not None and len(label) == len(
+                sample.get('pred_label', label)) == 1 and label < len(scores)
             self.results.append((
                 label.item(), scores.argmax().item(), scores[label].item())
                 if one else (-1, -1, 0))
@@ -59,40 +59,40 @@ class Confusions(BaseMetric):
 
     def report(self, runner, worst: tuple[int, Path] | None) -> None:
         """Log a table, or pairs of many classes; draw the worst images."""
-        if worst and not len(self.labels):  # logged by the main process only
-            runner.logger.warning('--worst is left out: it is for images that '
-                                  'have one label each')
+        names, count = self.names, worst[0] if worst else 0
         if not len(self.labels):
+            if worst:  # other processes than the main one log no warning
+                runner.logger.warning('--worst is left out: it is for images '
+                                      'with one label each')
             return
-        text = 'Annotated (rows), predicted (columns):\n'
-        if len(self.names) > 30:
-            text = '\n'.join(['Most confused classes:', *self.pairs(10)])
-        else:
-            rows = ConfusionMatrix.calculate(
-                *self.labels.T[::-1], len(self.names)).tolist()
-            text += markdown_table(['', *self.names], [
-                (name, *map(str, row)) for name, row in zip(self.names, rows)])
+        text = '\n'.join(['Most confused classes:', *self.pairs(10)])
+        if len(names) <= 30:
+            rows = ConfusionMatrix.calculate(*self.labels.T[::-1], len(names))
+            text = 'Annotated (rows), predicted (columns):\n' + markdown_table(
+                ['', *names], [(name, *map(str, row.tolist()))
+                               for name, row in zip(names, rows)])
         runner.logger.info(text)
         images, captions = [], []
-        # The lower the score of the label is, the larger is the loss.
-        for i in self.scores.argsort(kind='stable')[:worst and worst[0] or 0]:
-            info = self.dataset.get_data_info(int(i))
+        for i in self.scores.argsort(kind='stable')[:count].tolist():
+            info = self.dataset.get_data_info(i)
             path = info.get('img_path', '')
             images.append(mmcv.imread(path, channel_order='rgb') if path
                           else np.asarray(info['img']))
             captions.append('label: {}\npredicted: {}\n{}'.format(
-                *(self.names[x] for x in self.labels[i]), Path(path).name))
+                *(names[x] for x in self.labels[i]), Path(path).name))
         if worst:
             contact_sheet(images, captions, worst[1])
-            runner.logger.info(f'The worst images are in {worst[1]}')
+            runner.logger.info(f'The images of largest loss: {worst[1]}')
 
 
 def watch(cfg: Config, loop) -> Confusions | None:
     """Add a ``Confusions`` to the evaluator of a classifier's loop."""
-    if scope_name(cfg) == 'mmpretrain' and isinstance(
-            getattr(loop, 'evaluator', None), Evaluator):
-        loop.evaluator.metrics.append(Confusions(loop.dataloader.dataset))
-        return loop.evaluator.metrics[-1]
+    evaluator = getattr(loop, 'evaluator', None)
+    if scope_name(cfg) != 'mmpretrain' or not isinstance(evaluator, Evaluator):
+        return None
+    loop.dataloader.sampler.shuffle = False  # images are found by their place
+    evaluator.metrics.append(Confusions(loop.dataloader.dataset))
+    return evaluator.metrics[-1]
 
 
 def find_worst(cfg: Config, number: str, folder: str) -> tuple[int, Path]:
@@ -103,11 +103,10 @@ def find_worst(cfg: Config, number: str, folder: str) -> tuple[int, Path]:
     if not str(number).isdecimal() or not 1 <= int(number) <= 200:
         raise UserError('--worst takes a number of images, 1 to 200, and a '
                         f'folder, but the number is {number}')
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    check_output(Path(folder, 'worst.png'), force=True)
-    if (cfg.test_dataloader.get('sampler') or {}).get('shuffle'):
-        cfg.test_dataloader.sampler.shuffle = False  # images by their order
-    return int(number), Path(folder, 'worst.png')
+    path = Path(folder, 'worst.png')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path, force=True)
+    return int(number), path
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str],
@@ -117,15 +116,12 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str],
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
     with font_for(captions), write_beside(path) as (written, ):
-        figure = Figure(figsize=(2.2 * columns, 2.6 * rows), dpi=150)
-        grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=dict(
-            hspace=0.4)).ravel()
-        for axes in grid:
-            axes.set(xticks=[], yticks=[], frame_on=False)
-        for axes, image, caption in zip(grid, images, captions):
-            if max(image.shape) > 300:
-                image = mmcv.imrescale(image, (300, 300))
-            axes.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
+        figure = Figure((2.2 * columns, 2.6 * rows), dpi=150)
+        figure.subplots_adjust(hspace=0.4)
+        for i, (image, caption) in enumerate(zip(images, captions), 1):
+            axes = figure.add_subplot(rows, columns, i, xticks=[], yticks=[])
+            axes.imshow(mmcv.imrescale(image, (300, 300)), 'gray', vmin=0,
+                        vmax=255)
             axes.set_xlabel('\n'.join(
                 line[:30] for line in caption.splitlines()), fontsize=6)
         figure.savefig(written, bbox_inches='tight')

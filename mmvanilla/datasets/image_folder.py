@@ -104,6 +104,13 @@ def class_name(folder: str) -> str:
     return unicodedata.normalize('NFC', folder)
 
 
+def hold_out(names: Sequence[str], seed: int = 0) -> set[str]:
+    """A fifth of the names, at least one, whatever their order."""
+    ranked = sorted(names, key=lambda name: hashlib.sha256(
+        os.fsencode(f'{seed}/{name}')).digest())
+    return {*ranked[:max(1, round(len(names) / 5))]}
+
+
 def read_splits(root: Path, seed: int = 0, others: Counter | None = None,
                 needed: Sequence[str] = ('train', 'val')
                 ) -> dict[str, dict[str, list[str]]]:
@@ -146,9 +153,7 @@ def read_splits(root: Path, seed: int = 0, others: Counter | None = None,
         else:
             others['in no class'] += 1
     for name, images in () if found else splits['train'].items():
-        ranked = sorted(images, key=lambda image: hashlib.sha256(
-            os.fsencode(f'{seed}/{image}')).digest())
-        held_out = {*ranked[:max(1, round(len(images) / 5))]}
+        held_out = hold_out(images, seed)
         splits['val'][name] = [x for x in images if x in held_out]
         splits['train'][name] = [x for x in images if x not in held_out]
     return splits

@@ -1,0 +1,168 @@
+# Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+"""A folder of masks, as --data takes it, and what is wrong with others."""
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from downstream.shapes import CLASSES, draw
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+from tiny import ROOT
+
+from mmvanilla.checkpoints import load_checkpoint
+from mmvanilla.engine import runs
+from mmvanilla.engine.own_data import use_data
+from mmvanilla.engine.predict import predict
+from mmvanilla.export import export
+from mmvanilla.utils.configs import read_config, scope_of
+from mmvanilla.utils.errors import UserError
+
+NAMES = ['background', *CLASSES]
+COLORS = np.array([(0, 0, 0), (220, 20, 60), (20, 160, 60), (30, 60, 220)])
+
+
+def write(root: Path, colors: bool, counts=(('train', 48), ('val', 16))):
+    """Images, some of odd sizes; masks of numbers, or of colors."""
+    for split, count in counts:
+        rng = np.random.default_rng(len(split))
+        for i in range(count):
+            image, mask, _ = draw(rng, 64)
+            height = 64 - i % 5 * (split == 'train')
+            mask = mask[:height] - 1  # 255 is not labelled
+            if colors:
+                mask = np.where(mask[..., None] < 4, COLORS[mask % 4], 255)
+            for kind, pixels in (('images', image[:height, :, ::-1]),
+                                 ('masks', mask.astype(np.uint8))):
+                path = root / kind / split / f'{i:02d}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    lines = [f'{name} {r} {g} {b}' if colors else name
+             for name, (r, g, b) in zip(NAMES, COLORS)]
+    (root / 'classes.txt').write_text('\n'.join(lines) + '\n')
+    return root
+
+
+def digest(root: Path) -> dict:
+    return {path: hashlib.md5(path.read_bytes()).hexdigest()
+            for path in root.rglob('*') if path.is_file()}
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory) -> Path:
+    """The recipe with a narrow network, small images and few epochs."""
+    cfg = Config.fromfile(
+        ROOT / 'configs/segmentation/upernet_vanillanet-13_finetune.py')
+    cfg.model.backbone.update(
+        arch=dict(dims=[32, 32, 64, 128, 128], strides=[1, 2, 2, 2]),
+        act_num=2, out_indices=(0, 1, 2, 3), init_cfg=None)
+    cfg.model.decode_head.update(in_channels=[32, 64, 128, 128], channels=32)
+    cfg.model.auxiliary_head.update(in_channels=128, channels=32)
+    cfg.model.data_preprocessor.size = (64, 64)
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        # Most pixels are background.
+        head.loss_decode.class_weight = [0.1, 1.0, 1.0, 1.0]
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+    # The colors of shapes are their classes.
+    del cfg.train_dataloader.dataset.pipeline[2:4]
+    del cfg.train_dataloader.dataset.pipeline[3]
+    cfg.train_dataloader.batch_size = 8
+    cfg.optim_wrapper.update(
+        optimizer=dict(type='AdamW', lr=2e-3),
+        paramwise_cfg=dict(decay_rate=0.9))
+    cfg.val_dataloader.dataset.pipeline[1].scale = (64, 64)
+    cfg.test_dataloader.dataset.pipeline[1].scale = (64, 64)
+    cfg.train_cfg.update(max_epochs=15, val_interval=15)
+    cfg.tta_pipeline[1].transforms.pop(0)  # a pyramid of small images
+    cfg.randomness = dict(seed=0)
+    path = tmp_path_factory.mktemp('masks') / 'narrow.py'
+    cfg.dump(path)
+    return path
+
+
+def labels(cfg) -> list:
+    """The numbers that the network is trained with, without augmentation."""
+    cfg.val_dataloader.dataset.pipeline[1:2] = []
+    with scope_of(cfg):
+        data = Runner.build_dataloader(cfg.val_dataloader).dataset
+    return [x['data_samples'].gt_sem_seg.data[0].numpy() for x in data]
+
+
+def test_from_training_to_the_file(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write(tmp_path / 'data', colors=True)
+    before = digest(folder)
+    runner = runs.train(str(config), work_dir='work', data='data')
+    assert runner.message_hub.get_info('best_score') > 40
+    heads = runner.model.decode_head, runner.model.auxiliary_head
+    assert [head.num_classes for head in heads] == [4, 4]
+    best = runner.message_hub.get_info('best_ckpt')
+    meta = load_checkpoint(best)['meta']['dataset_meta']
+    assert [*meta['classes']] == NAMES
+    assert np.array_equal(meta['palette'], COLORS)
+    # The same images with masks of numbers, and of one split only.
+    numbers = write(tmp_path / 'numbers', False, [('val', 16)])
+    found = [runs.test(str(config), best, work_dir='test', data=str(x),
+                       tta=tta) for x in (folder, numbers) for tta in (0, 1)]
+    assert found[:2] == found[2:] and found[0]['mIoU'] > 40
+    cfg = read_config('work/deploy.py')
+    report = export(cfg, 'work/deploy.pth', 'net.onnx', 'onnx')
+    assert report.verification.metrics['mIoU'][0] == pytest.approx(
+        found[0]['mIoU'], abs=0.01)
+    table = predict('data/images/val/00.png', 'work/deploy.py')
+    assert 'background' in table
+    assert digest(folder) == before
+
+
+def test_layouts(config, tmp_path):
+    """Colors and numbers are the same labels; a fifth is held out."""
+    read = []
+    for colors in (True, False):
+        root = write(tmp_path / f'{colors}', colors, [('train', 10)])
+        cfg = read_config(str(config))
+        cfg.work_dir = str(tmp_path / 'work')
+        assert use_data(cfg, str(root)) == []
+        read.append(labels(cfg))
+    assert len(read[0]) == 2
+    for a, b in zip(*read):
+        assert np.array_equal(a, b) and {*np.unique(a)} >= {0, 255}
+    (root / 'classes.txt').unlink()  # of numbers
+    cfg = read_config(str(config))
+    use_data(cfg, str(root))
+    assert cfg.val_dataloader.dataset.metainfo.classes == ['0', '1', '2', '3']
+    Image.new('L', (9, 9)).save(root / 'masks/train/alone.png')
+    Image.new('L', (9, 9)).save(root / 'images/train/bare.jpg')
+    assert re.search('1 images have no mask .*bare.*1 masks have no image '
+                     '.*alone', ' '.join(use_data(cfg, str(root))))
+
+
+def change(root, name, array):
+    Image.fromarray(array).save(root / 'masks' / 'train' / name)
+
+
+@pytest.mark.parametrize('colors, break_it, message', [
+    (False, lambda x: change(x, '03.png', np.zeros((9, 9), np.uint8)),
+     r'1 masks .*03.png \(its size'),
+    (False, lambda x: change(x, '00.png', np.full((64, 64), 7, np.uint8)),
+     'the numbers 0, 1, 2, 3, 7 .*of 4 classes'),
+    (False, lambda x: change(x, '00.png', np.full((64, 64), 7, np.uint16)),
+     'one number of 8 bits'),
+    (True, lambda x: change(x, '00.png', np.full((64, 64, 3), 9, np.uint8)),
+     r'no color \[9, 9, 9\]'),
+    (True, lambda x: (x / 'masks/train/00.png').write_text('x'),
+     '00.png .cannot identify'),
+    (True, lambda x: (x / 'classes.txt').unlink(), '8 masks .*8 bits'),
+    (True, lambda x: (x / 'classes.txt').write_text('a 1 1 1\nb'), 'for all'),
+    (False, lambda x: (x / 'masks').rename(x / 'labels'), 'no image with a m'),
+])
+def test_refusals(config, tmp_path, colors, break_it, message):
+    root = write(tmp_path / 'data', colors, [('train', 10)])
+    break_it(root)
+    cfg = read_config(str(config))
+    cfg.work_dir = str(tmp_path / 'work')
+    with pytest.raises(UserError, match=message):
+        use_data(cfg, str(root))

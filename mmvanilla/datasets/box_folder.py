@@ -1,6 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Folders of images with boxes, in the layouts of COCO, Roboflow and YOLO."""
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from PIL import Image
 from ..utils.errors import UserError
 from ..utils.terminal import some, track
 from .image_files import SUFFIXES, find_unreadable
+from .image_folder import hold_out
 
 ANNOTATIONS = dict(
     train=('annotations/instances_train*.json',
@@ -64,7 +64,10 @@ class BoxFolder:
                                        *self.notes]))
         self.use_classes(names, split)
         if 'val' not in self.splits:
-            self._hold_out()
+            train = self.splits['train']
+            names = hold_out({os.path.basename(x) for x in train})
+            self.splits['val'] = {x: train.pop(x) for x in [*train]
+                                  if os.path.basename(x) in names}
 
     def _boxes(self, *splits: str) -> list[dict]:
         return [box for split in splits for _, boxes in
@@ -92,14 +95,6 @@ class BoxFolder:
                 for i, box in enumerate(boxes, len(annotations) + 1)]
         return dict(images=images, annotations=annotations, categories=[
             dict(id=i, name=name) for name, i in numbers.items()])
-
-    def _hold_out(self, seed: int = 0) -> None:
-        """Make a fifth of the images, by their names, the split 'val'."""
-        train = self.splits['train']
-        ranked = sorted(train, key=lambda x: hashlib.sha256(os.fsencode(
-            f'{seed}/{os.path.basename(x)}')).digest())
-        self.splits['val'] = {x: train.pop(x) for x in sorted(
-            ranked[:max(1, round(len(ranked) / 5))])}
 
     def _read(self, split: str, path: Path, data: dict) -> dict[str, bool]:
         """Check a split in COCO's format; names, True if those of groups."""
@@ -133,8 +128,9 @@ class BoxFolder:
                     file = ''
                 files[entry['id']] = file
                 images[file] = entry.get('width'), entry.get('height')
-            used = [x for x in images if x in {*files.values()} - {''}]
-            for file, size in self._read_sizes(split, used).items():
+            used = {*files.values()} - {''}
+            for file, size in self._read_sizes(
+                    split, [x for x in images if x in used]).items():
                 if all(images[file]) and images[file] != size:
                     faults['images are left out, as their size is not that in '
                            'the json, of which the boxes may be (boxes in '

@@ -9,19 +9,24 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
+import mmcv
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.registry import VISUALIZERS
 
 from ..layers import SeriesActivation, find_activations, find_layers
 from ..utils.errors import UserError
 from ..utils.files import write_beside
 from ..utils.terminal import some
-from .confusions import watch
+from .confusions import contact_sheet, watch
+from .fonts import font_for
 from .hooks.deep_training_hook import unwrap_model
 
 # Scalars that are no metrics.
 OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'
-                    'step|iter|epoch|(data_)?time|memory')
+                    'step|iter|epoch|(data_)?time|memory|coco/.*_precision')
+BY_CLASS = 'coco/.*_precision'  # CocoMetric(classwise=True)
+PICTURE = 16  # images
 
 
 class ConsoleHook(Hook):
@@ -32,6 +37,8 @@ class ConsoleHook(Hook):
     def __init__(self) -> None:
         self.screens, self.bar, self.metric = {}, None, ''
         self.confusions = None
+        # Of the best validation, else of the last: metrics and samples.
+        self.best, self.samples, self.kept = None, [], ({}, [])
 
     def quiet(self, runner_class: type, lowest: int) -> type:
         """A subclass whose screen shows only warnings before the header."""
@@ -79,10 +86,27 @@ class ConsoleHook(Hook):
                 self.task, completed=runner.iter + 1, refresh=True,
                 description=f'{name} {done + 1}/{total}{lam}{self.metric}')
 
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None,
+                       outputs=()) -> None:
+        """Keep a few images of a detector or segmentor, for a picture."""
+        total = len(runner.val_dataloader.dataset)
+        self.samples = self.samples * (batch_idx > 0)
+        for i, sample in enumerate(outputs, batch_idx * len(outputs)):
+            if i * PICTURE % total < PICTURE and {*sample.keys()} & {
+                    'pred_instances', 'pred_sem_seg'}:
+                kept = sample.new()
+                kept.pop('seg_logits', None)  # which are large
+                self.samples.append(kept.cpu())
+
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        """Keep the first metric, for the progress bar."""
+        """Keep what the summary shows, and a metric for the progress bar."""
+        info = runner.message_hub.runtime_info
+        best = [info[x] for x in info if x.startswith('best_ckpt')]
+        if not best or best != self.best:
+            self.best, self.kept = best, (metrics or {}, self.samples)
         numbers = [(name, value) for name, value in (metrics or {}).items()
-                   if isinstance(value, int | float)]
+                   if isinstance(value, int | float)
+                   and not OTHERS.fullmatch(name)]
         if numbers:
             self.metric = '  {} {:.4g}'.format(*numbers[0])
 
@@ -92,7 +116,7 @@ class ConsoleHook(Hook):
         if is_main_process():
             found = self.confusions.pairs(3) if self.confusions else ()
             runner.logger.info('Finished.' + _align(_summary(
-                runner, confused='; '.join(found))))
+                runner, *self.kept, confused='; '.join(found))))
 
     def _print_to_stdout(self) -> None:  # rich's prints above its bar
         for screen in self.screens:
@@ -138,18 +162,23 @@ def _header(runner) -> dict[str, str]:
         'work dir': runner.work_dir}
 
 
-def _summary(runner, **more: str) -> dict[str, str]:
+def _summary(runner, metrics: dict, samples: list, **more: str
+             ) -> dict[str, str]:
     info = runner.message_hub.runtime_info
     last, merged = info.get('last_ckpt'), info.get('deploy_ckpt')
     best = {key[9:]: path for key, path in info.items()
             if key.startswith('best_ckpt') and path}
     rows = {f'best{key}': '{:.4g} in {}'.format(
         info.get(f'best_score{key}', float('nan')), best[key])
-        for key in best} | dict(last=last, merged=merged, **more)
-    try:
-        rows['curves'] = plot_curves(runner.work_dir)
-    except (UserError, OSError) as e:
-        runner.logger.warning(f'no curves were drawn: {e}')
+        for key in best} | _by_class(metrics) | dict(
+            last=last, merged=merged, **more)
+    for name, draw in dict(
+            curves=lambda: plot_curves(runner.work_dir),
+            predictions=lambda: _draw(runner, samples)).items():
+        try:
+            rows[name] = draw()
+        except Exception as e:  # the training itself went well
+            runner.logger.warning(f'no {name} were drawn: {e}')
     model = [Path(merged).with_suffix('.py')] if merged else [
         Path(runner.work_dir, Path(runner.cfg.filename or '').name),
         next(iter(best.values()), last)]
@@ -157,6 +186,41 @@ def _summary(runner, **more: str) -> dict[str, str]:
         rows['next'] = shlex.join(map(str, [
             'mmvanilla-predict', 'IMAGE', *model, '--out', 'predictions']))
     return rows
+
+
+def _by_class(metrics: dict) -> dict[str, str]:
+    """What CocoMetric and IoUMetric say of a detector or a segmentor."""
+    rows = {f'AP of {name}': '{:.3f}, AP50 {:.3f}'.format(*(
+        metrics[f'coco/{key}_mAP{end}'] for end in ('', '_50')))
+        for key, name in (('bbox', 'boxes'), ('segm', 'masks'))
+        if f'coco/{key}_mAP' in metrics}
+    rows['AP by class'] = some([
+        f'{key[5:-10]} {value:.3f}' for key, value in metrics.items()
+        if re.fullmatch(BY_CLASS, key)], 20)
+    if 'mIoU' in metrics:
+        rows['mIoU'] = f'{metrics["mIoU"]:.2f} %'
+    return rows
+
+
+def _draw(runner, samples: list) -> Path | None:
+    """Draw what is annotated beside what is predicted, in one picture."""
+    if not samples:
+        return None
+    kind = 'mmdet.Det' if 'pred_instances' in samples[0] else 'mmseg.Seg'
+    visualizer = VISUALIZERS.get(f'{kind}LocalVisualizer')()
+    meta = visualizer.dataset_meta = runner.val_dataloader.dataset.metainfo
+    images, captions = [], []
+    for sample in samples:
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        for name in ('annotated', 'predicted'):
+            with font_for(meta['classes']):
+                visualizer.add_datasample(
+                    name, image, sample, draw_gt=name == 'annotated',
+                    draw_pred=name == 'predicted')
+            images.append(visualizer.get_image())
+            captions.append(f'{name}: {Path(sample.img_path).name}')
+    contact_sheet(images, captions, Path(runner.work_dir, 'predictions.png'))
+    return Path(runner.work_dir, 'predictions.png')
 
 
 def plot_curves(work_dir: str | Path) -> Path:

@@ -53,6 +53,9 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
         given = next((x for x in given if type_name(x) == 'CocoMetric'), {})
         cfg[name] = dict(given, type='mmdet.CocoMetric', classwise=True,
                          ann_file=paths['val'], format_only=False)
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if saving.get('save_best') == 'auto':  # would be the AP of a class
+        saving['save_best'] = 'coco/bbox_mAP'
     for name, part in cfg.model.items():
         if name != 'rpn_head':  # tells objects from background only
             set_in_place(part, number)

@@ -81,7 +81,9 @@ class VanillaNetHead(ClsHead):
             Tensor: Logits, (N, num_classes).
         """
         pooled = self.dropout(self.pre_logits(feats))
-        return self.classifier(pooled[:, :, None, None]).flatten(1)
+        # pooled[:, :, None, None] would be exported to an operator of ONNX that
+        # OpenCV 4 does not read.
+        return self.classifier(pooled.view(*pooled.shape, 1, 1)).flatten(1)
 
     @property
     def deploy(self) -> bool:

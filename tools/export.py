@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         'compiled ahead of time; defaults to onnx')
     parser.add_argument(
         '--precision',
-        choices=['fp32', 'bf16', 'int8'],
+        choices=['fp32', 'fp16', 'bf16', 'int8'],
         default='fp32',
         help='int8 is quantized after training; defaults to fp32')
     parser.add_argument(
@@ -45,6 +45,13 @@ def parse_args() -> argparse.Namespace:
         '--dynamic-size',
         action='store_true',
         help='accept images of any size')
+    parser.add_argument(
+        '--preprocess',
+        action='store_true',
+        help='accept uint8 images, (N, H, W, 3) in RGB or (N, H, W, 1) in '
+        'gray, and normalize them inside of the file')
+    parser.add_argument(
+        '--opset', type=int, help='opset of ONNX, from 17; defaults to 18')
     parser.add_argument(
         '--samples',
         type=int,
@@ -68,7 +75,7 @@ def parse_args() -> argparse.Namespace:
         type=float,
         default=1.0,
         help='maximum allowed drop of the top-1 accuracy, the AP or the mIoU '
-        'in bf16 and int8, in percentage points; defaults to 1.0')
+        'in lower precisions, in percentage points; defaults to 1.0')
     parser.add_argument(
         '--force', action='store_true', help='replace existing files')
     add_data_options(parser)

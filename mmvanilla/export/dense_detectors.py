@@ -56,15 +56,14 @@ class DensePredictions(nn.Module):
         self.score_thr, self.input_size = score_thr, tuple(example.shape[2:])
         with torch.no_grad():
             cls_scores = head(model.extract_feat(example))[0]
-        priors = head.prior_generator.grid_priors(
+        # No buffers, which would be rounded with the weights.
+        self.priors = head.prior_generator.grid_priors(
             [x.shape[-2:] for x in cls_scores], dtype=example.dtype,
             device=example.device)
-        for i, level in enumerate(priors):
-            self.register_buffer(f'priors_{i}', level, persistent=False)
 
     def forward(self, feats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Feature maps -> boxes (K, 4), scores, labels, levels (K, )."""
-        levels = [self._select(i, *maps)
+        levels = [self._select(i, *(x.float() for x in maps))
                   for i, maps in enumerate(zip(*self.head(feats)))]
         priors, deltas, scores, labels, factors, level = map(
             torch.cat, zip(*levels))
@@ -104,8 +103,8 @@ class DensePredictions(nn.Module):
             torch.ones_like(scores) if factor is None else
             factor[0].permute(1, 2, 0).reshape(-1).sigmoid()[prior])
         labels = index % num_classes
-        return (getattr(self, f'priors_{i}')[prior], deltas[prior], scores,
-                labels, factor, torch.full_like(labels, i))
+        return (self.priors[i][prior], deltas[prior], scores, labels, factor,
+                torch.full_like(labels, i))
 
 
 def decode(coder, priors: Tensor, deltas: Tensor,

@@ -56,6 +56,7 @@ class ExportReport:
 def export(cfg: Config, checkpoint: str | Path, out: str | Path,
            format: str = 'onnx', precision: str = 'fp32', part: str = 'model',
            dynamic_batch: bool = False, dynamic_size: bool = False,
+           preprocess: bool = False, opset: int | None = None,
            samples: int = 512, calibration_samples: int = 256,
            tol: float = 1e-4, max_drop: float = 1.0,
            force: bool = False) -> ExportReport:
@@ -72,15 +73,18 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
             the suffix ``.bin``.
         format (str): 'onnx', 'openvino', 'pt2' (``torch.export``) or 'aoti'
             (compiled ahead of time by Inductor). Defaults to 'onnx'.
-        precision (str): 'fp32', 'bf16' or 'int8', which is quantized after
-            training, calibrated on training images in the test pipeline.
-            Defaults to 'fp32'.
+        precision (str): 'fp32', 'fp16', 'bf16' or 'int8', which is quantized
+            after training, calibrated on training images in the test
+            pipeline. Defaults to 'fp32'.
         part (str): 'model', which is a classifier, a detector or a
             segmentor, or 'backbone'. Defaults to 'model'.
         dynamic_batch (bool): Whether the file takes any number of images.
             Defaults to False.
         dynamic_size (bool): Whether the file takes images of any size.
             Defaults to False: the size of the first sample.
+        preprocess (bool): Whether the file takes uint8 images, (N, H, W, 3)
+            in RGB or (N, H, W, 1), and normalizes them. Defaults to False.
+        opset (int, optional): Opset of ONNX, from 17. Defaults to None: 18.
         samples (int): Maximum number of samples of the validation set to
             compare on. Defaults to 512.
         calibration_samples (int): Maximum number of samples of the training
@@ -88,7 +92,7 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
         tol (float): The maximum allowed relative error of an output tensor in
             fp32. Defaults to 1e-4.
         max_drop (float): The maximum allowed drop of the top-1 accuracy, the
-            AP or the mIoU in bf16 and int8, in percentage points.
+            AP or the mIoU in lower precisions, in percentage points.
             Defaults to 1.0.
         force (bool): Whether to replace existing files. Defaults to False.
 
@@ -101,7 +105,7 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
             written, or the outputs differ. No file is written then.
     """
     out, checkpoint = Path(out), str(checkpoint)
-    check_format(format, precision)
+    check_format(format, precision, opset)
     if part not in ('model', 'backbone'):
         raise UserError(f'part must be model or backbone, but got {part}')
     if out.suffix != FORMATS[format].suffix:
@@ -155,7 +159,8 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
                           'which shows little; each layer was compared too'))
         with write_beside(*paths) as temporary:
             write(network, example, temporary[-1], format, precision,
-                  dynamic_batch, dynamic_size, metadata, calibration)
+                  dynamic_batch, dynamic_size, metadata, calibration,
+                  preprocess, opset)
             run = Exported(temporary[-1], format)
             results = Results(cfg, unmerged, before, run, found)
             comparison = compare(partial(results, 0), partial(results, 1),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..reparam.compare import Result
 from ..reparam.samples import Samples
 from ..utils.errors import UserError
-from .formats import FORMATS
+from .formats import FORMATS, to_pixels
 from .metadata import FORMAT_VERSION, normalization
 
 SCOPES = dict(
@@ -91,30 +91,17 @@ def read_metadata(path: str | Path,
             to None: what the file's name and content show.
 
     Returns:
-        dict[str, object]: ``format_version``, ``version`` (of mmvanilla),
-        ``part``, ``task``, ``precision``, ``labels``, ``input``
-        ('normalized' or 'uint8'), ``input_shape`` (-1 where any number is
-        taken), ``input_size`` (height and width, in pixels), ``preprocess``
-        (the steps before the normalization), ``mean`` and ``std`` (of pixels
-        from 0 to 255), ``channel_order``, ``padding``. Of a detector or a
-        segmentor also ``outputs`` and the settings that its outputs depend
-        on. docs/en/exported_files.md describes them.
+        dict[str, object]: ``format_version``, ``version``, ``part``,
+        ``task``, ``precision``, ``opset`` (of ONNX), ``labels``, ``input``,
+        ``input_shape``, ``input_size``, ``preprocess``, ``mean``, ``std``,
+        ``channel_order``, ``padding`` and, of a detector or a segmentor,
+        ``outputs`` and settings. docs/en/exported_files.md describes them.
 
     Raises:
         UserError: If the format is unknown, or the file cannot be read as a
             file of that format that mmvanilla wrote.
     """
     return Exported(path, format).metadata
-
-
-def to_pixels(images: Tensor, metadata: dict) -> Tensor:
-    """Undo the normalization: to uint8, (N, H, W, C), in RGB."""
-    mean, std = (images.new_tensor(metadata[key])[:, None, None]
-                 for key in ('mean', 'std'))
-    images = (images * std + mean).round().clamp(0, 255).byte()
-    if metadata['channel_order'] == 'BGR':
-        images = images.flip(1)
-    return images.permute(0, 2, 3, 1)
 
 
 def prepare(model: nn.Module, batch: dict,
@@ -139,6 +126,18 @@ def pad(x: Tensor, padding: dict | None, samples: list) -> Tensor:
     return x
 
 
+def scope_of_file(path: str | Path, metadata: dict) -> str:
+    """The toolbox whose model a file replaces."""
+    version = metadata.get('format_version', 1)
+    task = metadata.get('task', 'a network')
+    if version != FORMAT_VERSION or task not in SCOPES:
+        raise UserError(
+            f'{path} is for {task}, with metadata of version {version}, but '
+            f'must be for {" or ".join(SCOPES)}, with version '
+            f'{FORMAT_VERSION}: export it again')
+    return SCOPES[task]
+
+
 class ExportedModel(BaseModel):
     """An exported file as a model of the toolbox, to test and to predict."""
 
@@ -149,7 +148,7 @@ class ExportedModel(BaseModel):
         self.run = file if isinstance(file, Exported) else Exported(
             file, threads=threads)
         path, meta = self.run.path, self.run.metadata
-        scope_of_file(path, meta)
+        self.scope = scope_of_file(path, meta)
         for key, value in normalization(
                 self.data_preprocessor, len(meta['mean'])).items():
             if value != meta[key]:
@@ -159,73 +158,48 @@ class ExportedModel(BaseModel):
     def forward(self, inputs: Tensor, data_samples: list,
                 mode: str = 'predict') -> list:
         """From normalized images to data samples with predictions."""
-        return self.predict(
-            pad(inputs, self.run.metadata['padding'], data_samples),
-            data_samples)
+        padding = self.run.metadata['padding']
+        return self.predict(pad(inputs, padding, data_samples), data_samples)
 
     def predict(self, inputs: Tensor, data_samples: list) -> list:
         """The same, of images that are padded."""
         outputs, meta = self.run(inputs), self.run.metadata
-        if meta['task'] == 'classification':
-            for sample, logits in zip(data_samples, outputs[0]):
-                sample.set_pred_score(logits.softmax(0))
-                sample.set_pred_label(logits.argmax(0, keepdim=True))
-        elif meta['task'] == 'segmentation':
+        if self.scope == 'mmdet':
+            outputs = dict(zip(meta['outputs'], outputs))
+            sample, = data_samples
+            sample.pred_instances = _instances(sample, meta, **outputs)
+        elif self.scope == 'mmseg':
             from mmseg.models import BaseSegmentor
             # What the function needs of a segmentor.
             self.align_corners = meta['align_corners']
             self.decode_head = SimpleNamespace(threshold=meta['threshold'])
             BaseSegmentor.postprocess_result(self, outputs[0], data_samples)
         else:
-            sample, = data_samples
-            sample.pred_instances = _instances(
-                dict(zip(meta['outputs'], outputs)), sample, meta)
+            for sample, logits in zip(data_samples, outputs[0]):
+                sample.set_pred_score(logits.softmax(0))
+                sample.set_pred_label(logits.argmax(0, keepdim=True))
         return data_samples
 
 
-def scope_of_file(path: str | Path, metadata: dict) -> str:
-    """The toolbox whose model a file replaces; UserError if of none."""
-    version, task = metadata.get('format_version', 1), metadata.get('task')
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f'the metadata of {path} are of version {version}, and this '
-            f'mmvanilla needs {FORMAT_VERSION}: ' + (
-                'install the version that exported it'
-                if version > FORMAT_VERSION else 'export it again'))
-    if task not in SCOPES:
-        raise UserError(f'{path} gives {task}, but only a whole classifier, '
-                        'detector or segmentor predicts')
-    return SCOPES[task]
-
-
-def _instances(outputs: dict[str, Tensor], sample,
-               metadata: dict) -> InstanceData:
+def _instances(sample, metadata: dict, boxes: Tensor, scores: Tensor,
+               labels: Tensor, masks: Tensor | None = None) -> InstanceData:
     """Detections in the original image."""
-    (height, width), boxes = sample.ori_shape[:2], outputs['boxes']
+    height, width = size = sample.ori_shape[:2]
     boxes = boxes / boxes.new_tensor(
         sample.get('scale_factor', (1, 1))).repeat(2)
-    found = InstanceData(
-        scores=outputs['scores'], labels=outputs['labels'].long())
-    if 'masks' in outputs:
-        found.masks = paste_masks(outputs['masks'], boxes, (height, width),
-                                  metadata['mask_thr_binary'])
+    found = InstanceData(bboxes=boxes, scores=scores, labels=labels.long())
+    if masks is not None:
+        from mmdet.models import FCNMaskHead
+        head = FCNMaskHead(0, in_channels=1, conv_out_channels=1,
+                           class_agnostic=True)
+        head.predict_by_feat(
+            [masks[:, None].logit()], [found],
+            [dict(ori_shape=size, scale_factor=(1, 1))],
+            SimpleNamespace(mask_thr_binary=metadata['mask_thr_binary']),
+            rescale=True)
     limit = boxes.new_tensor([width, height] * 2)
     found.bboxes = boxes.clamp(torch.zeros_like(limit), limit)
     return found
-
-
-def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int],
-                threshold: float) -> Tensor:
-    """Resize masks over boxes, (D, h, w), to masks over the image, bool."""
-    grids = []
-    for axis, side in ((0, size[1]), (1, size[0])):
-        low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
-        centre = torch.arange(side, device=boxes.device) + 0.5
-        grids.append((centre - low) / (high - low) * 2 - 1)
-    x, y = grids
-    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), 3)
-    pasted = F.grid_sample(masks[:, None], grid, align_corners=False)
-    return pasted[:, 0] >= threshold
 
 
 class Results:
@@ -233,12 +207,13 @@ class Results:
 
     def __init__(self, cfg: Config, model: nn.Module, network: nn.Module,
                  run: Exported, samples: Samples) -> None:
-        self.model, self.network, self.run = model, network, run
+        self.model, self.run = model, run
+        self.names, self.predicts = network.output_names, network.predicts
         self.models = network, run
-        self.count, self.evaluators = len(samples.batches), []
-        if network.predicts:
+        if self.predicts:
             self.models = model, ExportedModel(run, model.data_preprocessor)
-        if network.predicts and samples.whole and cfg.get('val_evaluator'):
+        self.count, self.evaluators = len(samples.batches), []
+        if self.predicts and samples.whole and cfg.get('val_evaluator'):
             dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
             for _ in range(2):
                 evaluator = Evaluator(copy.deepcopy(cfg.val_evaluator))
@@ -247,23 +222,22 @@ class Results:
 
     def __call__(self, i: int, batch: dict) -> Result:
         """What the model (0) or the file (1) computes for a batch of one."""
-        model, meta = self.models[i], self.run.metadata
+        meta = self.run.metadata
         x, sample = prepare(self.model, batch, meta['padding'])
-        if not self.network.predicts:
-            tensors = dict(zip(self.network.output_names, model(x)))
+        if not self.predicts:
+            tensors = dict(zip(self.names, self.models[i](x)))
             return Result(tensors, DataSample().set_pred_label(
                 tensors['logits'].argmax(1)) if 'logits' in tensors else None)
-        found, = model.predict(x, [sample])
+        found, = self.models[i].predict(x, [sample])
         if self.evaluators:
             self.evaluators[i].process([found], batch)
         # In lower precisions only the mIoU is judged.
         exact = 'seg_logits' in found and meta['precision'] == 'fp32'
-        return Result(dict(logits=found.seg_logits.data) if exact else {},
-                      found)
+        return Result(
+            dict(logits=found.seg_logits.data) if exact else {}, found)
 
     def metrics(self) -> dict[str, tuple[float, float]]:
         """The config's metrics of both, where all samples were compared."""
-        if not self.evaluators:
-            return {}
-        before, after = (x.evaluate(self.count) for x in self.evaluators)
+        before, after = (x.evaluate(self.count) for x in self.evaluators) if (
+            self.evaluators) else ({}, {})
         return {name: (before[name], after[name]) for name in before}

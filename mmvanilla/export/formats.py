@@ -32,9 +32,9 @@ class Format:
 FORMATS = dict(
     # ONNX Runtime's CPU provider has no bf16 convolution.
     onnx=Format('.onnx', ('onnx', 'onnxscript', 'onnxruntime'),
-                ('fp32', 'int8'), to_onnx.write, to_onnx.open_file),
+                ('fp32', 'fp16', 'int8'), to_onnx.write, to_onnx.open_file),
     openvino=Format('.xml', ('onnx', 'onnxscript', 'openvino'),
-                    ('fp32', 'bf16', 'int8'), to_openvino.write,
+                    ('fp32', 'fp16', 'bf16', 'int8'), to_openvino.write,
                     to_openvino.open_file),
     pt2=Format('.pt2', (), ('fp32', 'bf16'), torch_programs.write_program,
                torch_programs.open_program),
@@ -42,12 +42,13 @@ FORMATS = dict(
                 torch_programs.open_compiled))
 
 
-def check_format(format: str, precision: str) -> None:
+def check_format(format: str, precision: str,
+                 opset: int | None = None) -> None:
     """Raise UserError if a format cannot be written here."""
     able = [f for f, row in FORMATS.items() if precision in row.precisions]
     if format not in FORMATS or not able:
         raise UserError(f'format must be one of {", ".join(FORMATS)}, and '
-                        'precision one of fp32, bf16, int8, but got '
+                        'precision one of fp32, fp16, bf16, int8, but got '
                         f'{format} and {precision}')
     if format not in able:
         raise UserError(f'{format} has no {precision}: use --format '
@@ -57,19 +58,41 @@ def check_format(format: str, precision: str) -> None:
         require('nncf')
     if format == 'aoti':
         check_compiler()
+    if opset is not None:
+        if format != 'onnx':
+            raise UserError(f'{format} has no opset: leave out --opset')
+        to_onnx.check_opset(opset)
 
 
 def write(network: nn.Module, example: Tensor, path: Path, format: str,
           precision: str = 'fp32', dynamic_batch: bool = False,
           dynamic_size: bool = False, metadata: dict | None = None,
-          calibration: list[Tensor] | None = None) -> None:
+          calibration: list[Tensor] | None = None, preprocess: bool = False,
+          opset: int | None = None) -> None:
     """Write a network, in eval mode, for inputs like the example."""
     n, c, *size = example.shape
-    metadata = dict(metadata or {}, precision=precision, input_shape=[
-        -1 if dynamic_batch else n, c, *([-1, -1] if dynamic_size else size)])
+    n, size = -1 if dynamic_batch else n, [-1, -1] if dynamic_size else size
+    metadata = dict(metadata or {}, precision=precision,
+                    input_shape=[n, c, *size])
+    if format == 'onnx':
+        metadata['opset'] = opset or to_onnx.OPSET
+    if preprocess:
+        metadata.update(input='uint8', input_shape=[n, *size, c])
+        example, *calibration = (to_pixels(x, metadata)
+                                 for x in (example, *(calibration or ())))
     with _quiet(), torch.no_grad():
         FORMATS[format].write(network, example, Path(path), metadata,
                               calibration)
+
+
+def to_pixels(images: Tensor, metadata: dict) -> Tensor:
+    """Undo the normalization: to uint8, (N, H, W, C), in RGB."""
+    mean, std = (images.new_tensor(metadata[key])[:, None, None]
+                 for key in ('mean', 'std'))
+    images = (images * std + mean).round().clamp(0, 255).byte()
+    if metadata['channel_order'] == 'BGR':
+        images = images.flip(1)
+    return images.permute(0, 2, 3, 1)
 
 
 @contextmanager

@@ -14,6 +14,15 @@ from .torch_programs import export_program
 OPSET = 18
 
 
+def check_opset(opset: int) -> None:
+    """Raise UserError if the installed exporter does not know an opset."""
+    import onnxscript  # what the exporter is written in
+    known = [n for n in range(17, 99) if hasattr(onnxscript, f'opset{n}')]
+    if opset not in known:
+        raise UserError(f'--opset must be from 17 to {known[-1]}, but got '
+                        f'{opset}')
+
+
 def onnx_model(network: nn.Module, example: Tensor, metadata: dict):
     """A network as an ``onnx.ModelProto``, with its weights inside."""
     network = copy.deepcopy(network)
@@ -25,13 +34,31 @@ def onnx_model(network: nn.Module, example: Tensor, metadata: dict):
                     'no operator: leave out --dynamic-size, or use --format '
                     'pt2')
             network.set_submodule(name, FixedMaxPool2d(module.output_size))
-    # OpenVINO rounds to bf16 by itself.
-    program = export_program(network, example, metadata | dict(
-        precision='fp32'))
-    return torch.onnx.export(
+    program = export_program(network, example, metadata)
+    opset = metadata.get('opset', OPSET)
+    model = torch.onnx.export(
         program, (example, ), dynamo=True, input_names=['input'],
-        output_names=list(network.output_names), opset_version=OPSET,
-        verbose=False).model_proto
+        output_names=list(network.output_names),
+        opset_version=max(opset, 18), verbose=False).model_proto
+    return model if opset >= 18 else _to_opset_17(model)
+
+
+def _to_opset_17(model):
+    """Convert a model of opset 18, the oldest that the exporter writes."""
+    import onnx
+    import onnx.version_converter
+    try:
+        model = onnx.version_converter.convert_version(model, 17)
+        for node in model.graph.node:
+            # The converter leaves this one, which opset 17 does not have.
+            for attribute in list(node.attribute):
+                if attribute.name == 'noop_with_empty_axes':
+                    node.attribute.remove(attribute)
+        onnx.checker.check_model(model)
+    except Exception as e:
+        raise UserError('this network cannot be written in opset 17, only in '
+                        f'newer ones: {e}'.split('\n')[0]) from e
+    return model
 
 
 def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,

@@ -16,7 +16,9 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
           calibration: list[Tensor] | None) -> None:
     """Write a network; see :func:`mmvanilla.export.formats.write`."""
     import openvino as ov
-    source = onnx_model(network, example, metadata)
+    # OpenVINO rounds by itself: weights to fp16 when the file is written, all
+    # to bf16 when it is compiled.
+    source = onnx_model(network, example, metadata | dict(precision='fp32'))
     model = ov.convert_model(io.BytesIO(source.SerializeToString()))
     if metadata['precision'] == 'int8':
         import nncf
@@ -26,9 +28,8 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
             subset_size=len(calibration))
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), [NAMESPACE, key])
-    # By default the weights would be rounded to half precision. Those of bf16
-    # are rounded when the file is compiled.
-    ov.save_model(model, path, compress_to_fp16=False)
+    ov.save_model(model, path,
+                  compress_to_fp16=metadata['precision'] == 'fp16')
 
 
 def open_file(path: Path, threads: int | None):

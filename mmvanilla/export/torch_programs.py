@@ -14,27 +14,30 @@ from torch import Tensor, nn
 from ..utils.errors import UserError
 
 METADATA = 'metadata.json'
+TYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 
 def export_program(network: nn.Module, example: Tensor, metadata: dict):
     """Run ``torch.export``; -1 in ``input_shape`` is any number."""
-    if metadata['precision'] == 'bf16':
-        network = InBfloat16(network)
-    input_shape, dims = metadata['input_shape'], {}
+    if metadata['precision'] in TYPES:
+        network = InType(network, TYPES[metadata['precision']])
+    input_shape, dims, height = metadata['input_shape'], {}, 2
+    if metadata.get('input') == 'uint8':
+        network, height = FromPixels(network, metadata), 1
     if input_shape[0] == -1:
         dims[0] = torch.export.Dim('batch', min=1)
         # torch.export assumes that a batch of one is a constant.
         example = torch.cat([example, example])
-    if input_shape[2] == -1:
-        dims[2] = torch.export.Dim('height', min=32)
-        dims[3] = torch.export.Dim('width', min=32)
+    if input_shape[height] == -1:
+        dims[height] = torch.export.Dim('height', min=32)
+        dims[height + 1] = torch.export.Dim('width', min=32)
     try:
         program = torch.export.export(
             network, (example, ), strict=False,
             dynamic_shapes=(dims, ) if dims else None,
             prefer_deferred_runtime_asserts_over_guards=True)
     except Exception as e:  # whatever a model's code does while it is traced
-        how = ' with --dynamic-size' if 2 in dims else ''
+        how = ' with --dynamic-size' if height in dims else ''
         raise UserError(f'torch.export cannot export this model{how}: '
                         + str(e).strip().split('\n')[0]) from e
     # torch.export asserts that a pooling leaves no row over at the border, so
@@ -49,16 +52,34 @@ def export_program(network: nn.Module, example: Tensor, metadata: dict):
     return program
 
 
-class InBfloat16(nn.Module):
-    """A copy of a network in bfloat16, with inputs and outputs in float32."""
+class InType(nn.Module):
+    """A copy of a network in another type, with float32 inputs and outputs."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).bfloat16()
+        self.network, self.dtype = copy.deepcopy(network).to(dtype), dtype
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C, H, W) -> the outputs of the network."""
-        return [out.float() for out in self.network(x.bfloat16())]
+        return [out.float() if out.is_floating_point() else out
+                for out in self.network(x.to(self.dtype))]
+
+
+class FromPixels(nn.Module):
+    """A network that takes uint8 images, (N, H, W, C), and normalizes them."""
+
+    def __init__(self, network: nn.Module, metadata: dict) -> None:
+        super().__init__()
+        self.network, self.order = network, metadata['channel_order']
+        self.mean, self.std = (torch.tensor(metadata[key])[:, None, None]
+                               for key in ('mean', 'std'))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """RGB or gray -> the outputs of the network."""
+        x = images.permute(0, 3, 1, 2).float()
+        if self.order == 'BGR':
+            x = x.flip(1)
+        return self.network((x - self.mean) / self.std)
 
 
 def write_program(network: nn.Module, example: Tensor, path: Path,

@@ -62,9 +62,9 @@ class TwoStageDetector(nn.Module):
         limit = self.rpn_nms.max_per_img
         real = F.pad(torch.ones_like(proposals[:, 0]), (0, limit))[:limit] > 0
         proposals = F.pad(proposals, (0, 0, 0, limit))[:limit]
-        cls_score, deltas = head(
+        cls_score, deltas = (x.float() for x in head(
             extract_rois(self.model.roi_head.bbox_roi_extractor, feats,
-                         proposals))
+                         proposals)))
         scores = (head.loss_cls.get_activation(cls_score)
                   if head.custom_cls_channels else cls_score.softmax(-1))
         num_classes = head.num_classes
@@ -86,7 +86,7 @@ class TwoStageDetector(nn.Module):
     def _segment(self, feats, boxes: Tensor, labels: Tensor) -> Tensor:
         roi_head = self.model.roi_head
         masks = roi_head.mask_head(
-            extract_rois(roi_head.mask_roi_extractor, feats, boxes))
+            extract_rois(roi_head.mask_roi_extractor, feats, boxes)).float()
         if not roi_head.mask_head.class_agnostic:
             # The mask of each detection's class.
             index = labels[:, None, None, None].expand(-1, 1, *masks.shape[2:])
@@ -131,6 +131,6 @@ def extract_rois(extractor: nn.Module, feats, boxes: Tensor) -> Tensor:
     for i, (layer, feat) in enumerate(zip(extractor.roi_layers, feats)):
         index = (levels == i).nonzero()[:, 0]
         pooled = pooled.index_put((index, ), torchvision.ops.roi_align(
-            feat, rois[index], layer.output_size, layer.spatial_scale,
+            feat.float(), rois[index], layer.output_size, layer.spatial_scale,
             layer.sampling_ratio, layer.aligned))
-    return pooled
+    return pooled.to(feats[0].dtype)

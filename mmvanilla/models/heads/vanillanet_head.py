@@ -81,8 +81,7 @@ class VanillaNetHead(ClsHead):
             Tensor: Logits, (N, num_classes).
         """
         pooled = self.dropout(self.pre_logits(feats))
-        # pooled[:, :, None, None] would be exported to an operator of ONNX that
-        # OpenCV 4 does not read.
+        # OpenCV 4 reads no Unsqueeze of two axes, as [:, :, None, None] gives.
         return self.classifier(pooled.view(*pooled.shape, 1, 1)).flatten(1)
 
     @property

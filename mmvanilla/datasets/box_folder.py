@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..utils.errors import UserError
 from ..utils.terminal import some, track
-from .image_files import SUFFIXES, find_unreadable
+from .image_files import SUFFIXES
 from .image_folder import hold_out
 
 ANNOTATIONS = dict(
@@ -31,11 +31,10 @@ class BoxFolder:
     and None where they are not.
     """
 
-    def __init__(self, root: Path, masks: bool | None = None,
-                 check_images: bool = False) -> None:
+    def __init__(self, root: Path, masks: bool | None = None) -> None:
         # What is wrong, and with what; splits as {file: (size, boxes)}.
         self.root, self.faults, self.splits = root, defaultdict(list), {}
-        self.masks, self.check_images, classes = masks, check_images, {}
+        self.masks, classes = masks, {}
         for split, path, data in _find_annotations(root):
             if split in self.splits:
                 raise UserError(f'--data: {root} has two annotations of '
@@ -57,8 +56,7 @@ class BoxFolder:
                       for what, found in self.faults.items() if found]
         if not used or masks and all(
                 x['iscrowd'] for x in self._boxes(split)):
-            problem = ('boxes only, but the model learns masks from polygons: '
-                       'use one without masks, as RetinaNet or RTMDet'
+            problem = ('boxes only, but the model learns masks, from polygons'
                        if used else 'no box that can be used')
             raise UserError('; '.join([f'--data: {root} has {problem}',
                                        *self.notes]))
@@ -128,10 +126,12 @@ class BoxFolder:
                     file = ''
                 files[entry['id']] = file
                 images[file] = entry.get('width'), entry.get('height')
-            used = {*files.values()} - {''}
-            for file, size in self._read_sizes(
-                    split, [x for x in images if x in used]).items():
-                if all(images[file]) and images[file] != size:
+            used = [x for x in dict.fromkeys(files.values()) if x]
+            for file, size in zip(used, _read_sizes(self.root, used, split)):
+                if not size:
+                    faults['images cannot be read, and are left out'
+                           ].append(file)
+                elif all(images[file]) and images[file] != size:
                     faults['images are left out, as their size is not that in '
                            'the json, of which the boxes may be (boxes in '
                            'pixels of the image need no size there)'
@@ -164,18 +164,6 @@ class BoxFolder:
             x for x, (_, boxes) in self.splits[split].items() if not boxes]
         return {x: x in groups for x in names.values()}
 
-    def _read_sizes(self, split: str, files: list[str]) -> dict[str, tuple]:
-        """The sizes of the images that can be read."""
-        with ThreadPoolExecutor() as pool:
-            sizes = dict(zip(files, track(
-                pool.map(lambda x: read_size(self.root / x), files),
-                f'reading headers of {split}', len(files))))
-        bad = {x for x in files if not sizes[x]}
-        if self.check_images:
-            bad |= find_unreadable(self.root, [*{*files} - bad], True)[0]
-        self.faults['images cannot be read, and are left out'] += sorted(bad)
-        return {x: sizes[x] for x in files if x not in bad}
-
     def _check_box(self, entry: dict, width: int, height: int, where: str,
                    name: str) -> list[dict]:
         """The part of a box that is in its image, if there is any."""
@@ -183,7 +171,8 @@ class BoxFolder:
         limits, faults = (width, height) * 2, self.faults
         scale = limits if entry.get('relative') else (1, 1, 1, 1)
         corners = [a * b for a, b in zip((x, y, x + w, y + h), scale)]
-        inside = [min(max(a, 0), b) for a, b in zip(corners, limits)]
+        # Rounded, so that relative boxes are the same as those in pixels.
+        inside = [round(min(max(a, 0), b), 3) for a, b in zip(corners, limits)]
         x, y, w, h = *inside[:2], inside[2] - inside[0], inside[3] - inside[1]
         outline, crowd = entry.get('segmentation'), entry.get('iscrowd') or 0
         if isinstance(outline, list):
@@ -290,8 +279,14 @@ def _parse(path: Path, function: Callable) -> dict:
     try:
         return dict(function(path.read_text('utf-8')))
     except (TypeError, ValueError, yaml.YAMLError, RecursionError) as e:
-        text = ' '.join(str(e).split())  # with the line
-        raise UserError(f'--data: cannot read {path}: {text}') from e
+        raise UserError(f'--data: cannot read {path}: '
+                        f'{" ".join(str(e).split())}') from e
+
+
+def _read_sizes(root: Path, files: list[str], split: str) -> list:
+    with ThreadPoolExecutor() as pool:
+        return [*track(pool.map(lambda x: read_size(root / x), files),
+                       f'reading headers of {split}', len(files))]
 
 
 def read_size(path: Path) -> tuple[int, int] | None:

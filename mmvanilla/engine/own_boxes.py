@@ -9,6 +9,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..datasets.box_folder import BoxFolder
+from ..datasets.image_files import find_unreadable
 from ..utils.configs import type_name
 from ..utils.errors import UserError
 from ..utils.files import write_beside
@@ -20,13 +21,16 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     """Make a detector's config, in place, use a folder of boxes."""
     root, datasets = Path(folder).expanduser().absolute(), find_datasets(cfg)
     evaluators = [x for x in ('val_evaluator', 'test_evaluator') if cfg.get(x)]
-    masks = None
-    if re.search("mask_head': [^N]|'segm'", str(
-            [cfg.model, *map(cfg.get, evaluators)])):
-        masks = True
-    elif "'with_mask': True" in str(cfg.to_dict()):
-        masks = False
-    found = BoxFolder(root, masks, check_images)
+    learned = re.search("mask_head': [^N]|'segm'", str(
+        [cfg.model, *map(cfg.get, evaluators)]))
+    masks = True if learned else (
+        False if "'with_mask': True" in str(cfg.to_dict()) else None)
+    found, notes = BoxFolder(root, masks), []
+    for images in found.splits.values() if check_images else ():
+        bad, more = find_unreadable(root, [*images], True)
+        notes += more
+        for file in bad:
+            del images[file]
     if checkpoint is not None:
         found.use_classes(trained_classes(checkpoint), checkpoint)
     elif 'train' not in found.splits:
@@ -59,7 +63,7 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     for name, part in cfg.model.items():
         if name != 'rpn_head':  # tells objects from background only
             set_in_place(part, number)
-    return found.notes
+    return found.notes + notes
 
 
 def work_folder(cfg: Config) -> Path:

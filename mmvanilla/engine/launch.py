@@ -54,6 +54,8 @@ KNOWN_ERRORS = {
     'lacks: give weight_decay, 0 for none',
     'self.(begin_epoch|begin_iter) should be smaller than or equal to .*':
     r'the average of EMAHook would begin after the run: lower its \1',
+    'weight tensor should be defined either for all .*':
+    'class_weight of a loss must have one number for each class',
     'failed to load image': 'cannot read an image',
     r'(\S+) is not in the pretrained model':
     r'no key in the checkpoint of an init_cfg begins with its prefix \1',

@@ -19,6 +19,7 @@ from ..utils.configs import (
     unwrap_dataset,
 )
 from ..utils.errors import UserError
+from ..utils.files import is_exported
 from ..utils.terminal import some
 
 
@@ -92,9 +93,13 @@ def use_image_folder(cfg: Config, folder: str, checkpoint: str | None = None,
 
 
 def trained_classes(checkpoint: str) -> list[str]:
-    """The names of the classes that a checkpoint was trained for."""
-    meta = load_checkpoint(checkpoint).get('meta') or {}
-    names = (meta.get('dataset_meta') or {}).get('classes')
+    """The names of the classes of a checkpoint, or of an exported file."""
+    if is_exported(checkpoint):
+        from ..export import read_metadata
+        names = read_metadata(checkpoint)['labels']
+    else:
+        meta = load_checkpoint(checkpoint).get('meta') or {}
+        names = (meta.get('dataset_meta') or {}).get('classes')
     if not names:
         raise UserError(f'--data: {checkpoint} does not hold the names of its '
                         'classes, with which those of the data are compared')

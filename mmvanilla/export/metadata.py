@@ -11,6 +11,7 @@ from ..utils.configs import class_names, test_dataset
 from ..version import __version__
 
 FORMAT_VERSION = 2
+CLASSIFIERS = 'classification', 'logits'
 HOSTS = 'mmcv', 'mmdet', 'mmpretrain', 'mmseg'
 # Transforms that a file can tell of, with their arguments.
 STEPS = dict(
@@ -27,16 +28,20 @@ DEFAULTS = dict(auto_pad=False, pad_to_square=False, padding_mode='constant',
 def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
              part: str, dynamic_size: bool = False) -> dict[str, object]:
     """The metadata of the exported file: what a server needs to use it."""
-    size, task = list(example.shape[2:]), _task(model, part)
-    normal = normalization(model.data_preprocessor, example.shape[1])
+    processor, size = model.data_preprocessor, list(example.shape[2:])
+    divisor = getattr(processor, 'pad_size_divisor', None) or (
+        getattr(processor, 'test_cfg', None) or {}).get('size_divisor') or 1
+    task, padding = _task(model, part), None
+    if divisor > 1 or not (dynamic_size or task in CLASSIFIERS):
+        padding = dict(divisor=divisor) if dynamic_size else dict(size=size)
+        padding['value'] = getattr(  # of normalized images
+            processor, 'pad_value', getattr(processor, 'pad_val', 0))
     return dict(
         format_version=FORMAT_VERSION, version=__version__, part=part,
         task=task, labels=class_names(cfg, meta) if part == 'model' else [],
-        **normal,
         input='normalized', input_size=size,
         preprocess=_steps(cfg, example.shape[1]),
-        padding=_padding(model.data_preprocessor, normal, task,
-                         None if dynamic_size else size))
+        **normalization(processor, example.shape[1]), padding=padding)
 
 
 def normalization(processor: nn.Module, channels: int) -> dict[str, object]:
@@ -55,30 +60,12 @@ def normalization(processor: nn.Module, channels: int) -> dict[str, object]:
 def _task(model: nn.Module, part: str) -> str:
     if part == 'backbone':
         return 'features'
-    if hasattr(model, 'decode_head'):
-        return 'segmentation'
     if not hasattr(model, 'head'):
-        return 'detection'
-    # Of other heads, the logits are not those of a softmax.
-    same = getattr(type(model.head), '_get_predictions', None)
-    return ('classification' if same is ClsHead._get_predictions
-            else 'logits')
-
-
-def _padding(processor: nn.Module, normal: dict, task: str,
-             size: list[int] | None) -> dict[str, object] | None:
-    """How an image is padded, right and bottom, after the normalization."""
-    divisor = getattr(processor, 'pad_size_divisor', None) or (
-        getattr(processor, 'test_cfg', None) or {}).get('size_divisor') or 1
-    if divisor == 1 and (task in ('classification', 'logits') or not size):
-        return None
-    value = getattr(processor, 'pad_value', getattr(processor, 'pad_val', 0))
-    pixel = [round(min(255, max(0, mean + value * std)))
-             for mean, std in zip(normal['mean'], normal['std'])]
-    if normal['channel_order'] == 'BGR':
-        pixel.reverse()
-    return dict(dict(size=size) if size else dict(divisor=divisor),
-                value=value, pixel=pixel)
+        found = hasattr(model, 'decode_head')
+        return 'segmentation' if found else 'detection'
+    # Other heads do not take the softmax of their logits.
+    found = getattr(type(model.head), '_get_predictions', None)
+    return CLASSIFIERS[found is not ClsHead._get_predictions]
 
 
 def _steps(cfg: Config, channels: int) -> list[dict[str, object]] | None:

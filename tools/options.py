@@ -41,7 +41,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar='FOLDER',
         help='use the images of a folder instead of those of the config: '
         'FOLDER holds train and val, each with one folder for each class, or '
-        'one folder for each class without train and val')
+        'one folder for each class without train and val; for detection boxes '
+        'as COCO, Roboflow or YOLO have them, for segmentation images and '
+        'masks')
     parser.add_argument(
         '--check-images',
         action='store_true',

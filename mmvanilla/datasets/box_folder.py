@@ -139,13 +139,10 @@ class BoxFolder:
                 else:
                     self.splits[split][file] = size, []
             for entry in data['annotations']:
-                file, number = files.get(entry['image_id']), entry.get('id')
+                file, number = files[entry['image_id']], entry.get('id')
                 where = number if isinstance(number, str) else (
                     f'{file} (annotation {number})')
-                if file is None:
-                    faults['boxes are of images that are not listed, and are '
-                           'left out'].append(where)
-                elif number in seen:
+                if number in seen:
                     faults['ids repeat, and are changed'].append(where)
                 seen.add(number)
                 if entry['category_id'] not in names:

@@ -34,9 +34,12 @@ class Run:
     def lams(self) -> set:
         return lams(read(self.checkpoint)['state_dict'])
 
-    def test(self, *options) -> dict:
-        """Metrics of the trained model, as tools/test.py computes them."""
-        return self._test(self.config, self.checkpoint, *options,
+    def test(self, *options, model=None) -> dict:
+        """Metrics of the trained model, as tools/test.py computes them.
+
+        Or those of another checkpoint, or of a file that was exported.
+        """
+        return self._test(self.config, model or self.checkpoint, *options,
                           '--cfg-options', *self.options)
 
     def test_merged(self, *options) -> dict:

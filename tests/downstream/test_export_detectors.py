@@ -79,6 +79,8 @@ def test_detects_as_the_toolbox_does(exported, shapes, name, suffix):
     for key, (before, after) in report.verification.metrics.items():
         assert round(before, 3) == round(after, 3) == round(metrics[key], 3)
     assert ('coco/segm_mAP' in metrics) == (name == 'mask-rcnn')
+    # By tools/test.py on the file, one image at a time.
+    assert run.test(model=out) == pytest.approx(metrics, abs=2e-3)
 
 
 def test_metadata(exported):
@@ -189,6 +191,7 @@ def test_snippet(exported, shapes, tmp_path, monkeypatch, capsys):
     """It draws what the toolbox finds, and imports nothing of ours."""
     _, out, _ = exported('retinanet')
     picture = shapes / 'val' / '0000.png'
+    monkeypatch.syspath_prepend(SNIPPET.parent)
     for package in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmvanilla'):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(sys, 'argv', ['', *map(str, (

@@ -23,6 +23,8 @@ def test_segments_as_the_toolbox_does(runs, shapes, tmp_path, format):
     metrics = run.test()
     for key, (before, after) in report.verification.metrics.items():
         assert round(before, 3) == round(after, 3) == round(metrics[key], 3)
+    # By tools/test.py on the file, in batches.
+    assert run.test(model=out) == pytest.approx(metrics, abs=0.02)
 
     # Any number of images, prepared as the metadata say.
     infer = Exported(out)

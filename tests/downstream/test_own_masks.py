@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from downstream.runs import CONFIGS
 from downstream.shapes import CLASSES, draw
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -53,31 +54,20 @@ def digest(root: Path) -> dict:
 @pytest.fixture(scope='module')
 def config(tmp_path_factory) -> Path:
     """The recipe with a narrow network, small images and few epochs."""
-    cfg = Config.fromfile(
-        ROOT / 'configs/segmentation/upernet_vanillanet-13_finetune.py')
-    cfg.model.backbone.update(
-        arch=dict(dims=[32, 32, 64, 128, 128], strides=[1, 2, 2, 2]),
-        act_num=2, out_indices=(0, 1, 2, 3), init_cfg=None)
-    cfg.model.decode_head.update(in_channels=[32, 64, 128, 128], channels=32)
-    cfg.model.auxiliary_head.update(in_channels=128, channels=32)
+    cfg, narrow = map(Config.fromfile, (
+        ROOT / 'configs/segmentation/upernet_vanillanet-13_finetune.py',
+        CONFIGS / 'upernet_shapes.py'))
+    cfg.model, cfg.tta_pipeline = narrow.model, narrow.tta_pipeline
+    cfg.model.backbone.deep_training = False
     cfg.model.data_preprocessor.size = (64, 64)
-    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
-        # Most pixels are background.
-        head.loss_decode.class_weight = [0.1, 1.0, 1.0, 1.0]
-    for split in ('train', 'val', 'test'):
-        loader = cfg[f'{split}_dataloader']
-        loader.update(num_workers=0, persistent_workers=False)
-    # The colors of shapes are their classes.
-    del cfg.train_dataloader.dataset.pipeline[2:4]
-    del cfg.train_dataloader.dataset.pipeline[3]
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[name].update(num_workers=0, persistent_workers=False)
+        cfg[name].dataset.pipeline = narrow[name].dataset.pipeline
+    for name in ('val_dataloader', 'test_dataloader'):
+        cfg[name].dataset.pipeline[1].scale = (64, 64)
     cfg.train_dataloader.batch_size = 8
-    cfg.optim_wrapper.update(
-        optimizer=dict(type='AdamW', lr=2e-3),
-        paramwise_cfg=dict(decay_rate=0.9))
-    cfg.val_dataloader.dataset.pipeline[1].scale = (64, 64)
-    cfg.test_dataloader.dataset.pipeline[1].scale = (64, 64)
+    cfg.optim_wrapper = narrow.optim_wrapper
     cfg.train_cfg.update(max_epochs=15, val_interval=15)
-    cfg.tta_pipeline[1].transforms.pop(0)  # a pyramid of small images
     cfg.randomness = dict(seed=0)
     path = tmp_path_factory.mktemp('masks') / 'narrow.py'
     cfg.dump(path)
@@ -104,23 +94,24 @@ def test_from_training_to_the_file(config, tmp_path, monkeypatch):
     meta = load_checkpoint(best)['meta']['dataset_meta']
     assert [*meta['classes']] == NAMES
     assert np.array_equal(meta['palette'], COLORS)
-    # The same images with masks of numbers, and of one split only.
-    numbers = write(tmp_path / 'numbers', False, [('val', 16)])
-    found = [runs.test(str(config), best, work_dir='test', data=str(x),
-                       tta=tta) for x in (folder, numbers) for tta in (0, 1)]
-    assert found[:2] == found[2:] and found[0]['mIoU'] > 35
     cfg = read_config('work/deploy.py')
     report = export(cfg, 'work/deploy.pth', 'net.onnx', 'onnx')
-    assert report.verification.metrics['mIoU'][0] == pytest.approx(
-        found[0]['mIoU'], abs=0.01)
-    table = predict('data/images/val/00.png', 'work/deploy.py')
-    assert 'background' in table
-    found.append(runs.test(str(config), 'net.onnx', work_dir='test',
-                           data='data'))
-    assert found[-1]['mIoU'] == pytest.approx(found[0]['mIoU'], abs=0.01)
+    assert 'background' in predict('data/images/val/00.png', 'work/deploy.py')
+
+    def test(file, data, **options):
+        return runs.test(str(config), file, work_dir='test', data=data,
+                         **options)['mIoU']
+
+    # The same images with masks of numbers, and of one split only.
+    numbers = write(tmp_path / 'numbers', False, [('val', 16)])
+    expected = test(best, 'numbers')
+    assert [test(best, 'data'), test('net.onnx', 'data'),
+            report.verification.metrics['mIoU'][0]] == pytest.approx(
+                [expected] * 3, abs=0.01)
+    assert test(best, 'numbers', tta=True) > 35
     (numbers / 'classes.txt').write_text('\n'.join(NAMES[::-1]))
     with pytest.raises(UserError, match='the classes triangle.* but .* those'):
-        runs.test(str(config), best, work_dir='test', data='numbers')
+        test(best, 'numbers')
     assert digest(folder) == before
 
 

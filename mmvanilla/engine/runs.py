@@ -25,14 +25,9 @@ from .classes import class_names
 from .confusions import find_worst, watch
 from .fonts import font_for
 from .hooks.deep_training_hook import unwrap_model
-from .launch import (
-    WORLD_SIZE,
-    read_run_config,
-    running,
-    set_loader_defaults,
-)
+from .launch import read_run_config, running, set_loader_defaults
 from .own_data import use_data
-from .schedules import check_schedules
+from .schedules import check_schedules, scale_lr
 from .weights import check_resumable, find_checkpoint
 
 
@@ -72,7 +67,7 @@ def train(config: str, work_dir: str | None = None,
         notes += [f'Passed over a checkpoint: {x}' for x in unreadable]
     elif cfg.get('resume') and '://' not in cfg.load_from:
         check_resumable(cfg.load_from)
-    notes += _scale_lr(cfg, auto_scale_lr)
+    notes += scale_lr(cfg, auto_scale_lr)
     notes += _save_by_iterations(cfg)
     with running(cfg, log) as (runner, _):
         for note in notes:
@@ -200,36 +195,6 @@ def _save_by_iterations(cfg: Config) -> list[str]:
             saving.interval, loop.get('val_interval', 1000))
     return ['The loop counts iterations, and so does default_hooks.'
             f'checkpoint now, with interval={saving.interval}.']
-
-
-def _scale_lr(cfg: Config, enable: bool) -> list[str]:
-    # mmengine has the linear rule only, and ignores accumulated batches.
-    scale, wrapper = cfg.get('auto_scale_lr') or {}, cfg.optim_wrapper
-    base, rule = scale.get('base_batch_size'), scale.get('rule', 'linear')
-    batch = cfg.train_dataloader.get('batch_size')
-    rate = (wrapper.get('optimizer') or {}).get('lr')
-    if rule not in ('linear', 'sqrt'):
-        raise UserError("auto_scale_lr.rule must be 'linear' or 'sqrt', but "
-                        f'got {rule!r}')
-    enable = enable or scale.get('enable')
-    if not (base and batch and rate):
-        if enable:
-            raise UserError(
-                '--auto-scale-lr needs auto_scale_lr.base_batch_size, '
-                'train_dataloader.batch_size and optim_wrapper.optimizer.lr')
-        return []
-    total = batch * (wrapper.get('accumulative_counts') or 1) * int(
-        os.environ.get(WORLD_SIZE.get(cfg.launcher, ''), 1))
-    if not enable:
-        return [f'The batch is {total} in all, and the learning rate is for '
-                f'{base}: --auto-scale-lr scales it ({rule} rule).'
-                ] * (total != base)
-    ratio = (total / base)**(1 if rule == 'linear' else 0.5)
-    wrapper.optimizer.lr = rate * ratio
-    # This holds for the config that is saved in the work dir.
-    scale.update(enable=False, base_batch_size=total)
-    return [f'The learning rate is multiplied by {ratio:.4g}, for a batch of '
-            f'{total} instead of {base} ({rule} rule).']
 
 
 class _FoldersInNames(Hook):

@@ -1,9 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Compare the schedules of a run with its length and its checkpoint."""
 import math
+import os
 import warnings
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import PARAM_SCHEDULERS
 
@@ -14,6 +16,7 @@ from .hooks.deep_training_hook import (
     flatten,
     trained_activations,
 )
+from .launch import WORLD_SIZE
 
 # What schedulers count in epochs or iterations.
 TIMES = ('begin', 'end', 'T_max', 'milestones', 'step_size', 'periods',
@@ -22,6 +25,37 @@ SETTINGS = ('lr', 'weight_decay', 'momentum', 'betas', 'eps')
 # What the states of schedulers and optimizers hold beside a config's values.
 OTHERS = {'last_step', '_global_step', '_last_value', 'verbose', 'best',
           'num_bad_epochs', 'cooldown_counter', 'anneal_func', 'params'}
+
+
+def scale_lr(cfg: Config, enable: bool) -> list[str]:
+    """Scale the learning rate of a config, in place; return notes."""
+    # mmengine has the linear rule only, and ignores accumulated batches.
+    scale, wrapper = cfg.get('auto_scale_lr') or {}, cfg.optim_wrapper
+    base, rule = scale.get('base_batch_size'), scale.get('rule', 'linear')
+    batch = cfg.train_dataloader.get('batch_size')
+    rate = (wrapper.get('optimizer') or {}).get('lr')
+    if rule not in ('linear', 'sqrt'):
+        raise UserError("auto_scale_lr.rule must be 'linear' or 'sqrt', but "
+                        f'got {rule!r}')
+    enable = enable or scale.get('enable')
+    if not (base and batch and rate):
+        if enable:
+            raise UserError(
+                '--auto-scale-lr needs auto_scale_lr.base_batch_size, '
+                'train_dataloader.batch_size and optim_wrapper.optimizer.lr')
+        return []
+    total = batch * (wrapper.get('accumulative_counts') or 1) * int(
+        os.environ.get(WORLD_SIZE.get(cfg.launcher, ''), 1))
+    if not enable:
+        return [f'The batch is {total} in all, and the learning rate is for '
+                f'{base}: --auto-scale-lr scales it ({rule} rule).'
+                ] * (total != base)
+    ratio = (total / base)**(1 if rule == 'linear' else 0.5)
+    wrapper.optimizer.lr = rate * ratio
+    # This holds for the config that is saved in the work dir.
+    scale.update(enable=False, base_batch_size=total)
+    return [f'The learning rate is multiplied by {ratio:.4g}, for a batch of '
+            f'{total} instead of {base} ({rule} rule).']
 
 
 def check_schedules(runner) -> None:

@@ -83,7 +83,8 @@ def write(root: Path, layout: str, images: dict | None = None) -> Path:
                 f'./images/{split}/{x.name}\n' for x in sorted(
                     (root / f'images/{split}').iterdir())))
         (root / 'dataset.yaml').write_text(
-            f'train: [train.txt]\nval: val.txt\nnames: {names}\n')
+            f'train: [train.txt, images/train]\nval: val.txt\n'
+            f'names: {names}\n')
     elif layout in ('yolo', 'polygons'):
         (root / 'data.yaml').write_text(
             'path: /another/machine\ntrain: ../images/train\nval: images/val\n'

@@ -229,7 +229,8 @@ def _read_yolo(root: Path, path: Path) -> Iterator[tuple[str, Path, dict]]:
             files += sorted(Path(folder, x) for folder, _, inside in os.walk(
                 found, followlinks=True) for x in inside
                 if x.lower().endswith(SUFFIXES))
-        files = [os.path.normpath(x).removeprefix(f'{root}/') for x in files]
+        files = [*dict.fromkeys(
+            os.path.normpath(x).removeprefix(f'{root}/') for x in files)]
         yield split, root / path.name, dict(
             categories=[dict(id=i, name=x) for i, x in names.items()],
             images=[dict(id=i, file_name=x) for i, x in enumerate(files)],

@@ -1,10 +1,11 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""What exported detectors and segmentors keep of their accuracy.
+"""What exported files keep of the metrics of their checkpoints.
 
     python tests/downstream/exports.py
 
-trains each narrow model on generated shapes, exports it in each format and
-precision, and writes docs/figures/exports.json, in about 10 minutes.
+trains a classifier on digits and narrow models on generated shapes, exports
+each in each format and precision, and writes docs/figures/exports.json: the
+metrics of tools/test.py, in about 20 minutes.
 """
 import json
 import platform
@@ -17,53 +18,65 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
 
-from downstream.runs import train_and_merge  # noqa: E402
+from downstream.runs import Run, tool, train_and_merge  # noqa: E402
 from downstream.shapes import generate  # noqa: E402
+from tiny import DIGITS  # noqa: E402
 
 from mmvanilla.export import export  # noqa: E402
+from mmvanilla.export.formats import FORMATS  # noqa: E402
 from mmvanilla.utils.configs import read_config  # noqa: E402
 from mmvanilla.utils.terminal import markdown_table  # noqa: E402
 
 OUT = ROOT / 'docs' / 'figures' / 'exports.json'
-MODELS = {'retinanet': 'RetinaNet', 'rtmdet': 'RTMDet',
+MODELS = {'digits': 'digits', 'retinanet': 'RetinaNet', 'rtmdet': 'RTMDet',
           'mask-rcnn': 'Mask R-CNN', 'upernet': 'UPerNet'}
-METRICS = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP',
-           'mIoU': 'mIoU, %'}
-FILES = dict(onnx=('ONNX Runtime', '.onnx'), openvino=('OpenVINO', '.xml'))
-PRECISIONS = ('fp32', 'int8')
+METRICS = {'accuracy/top1': 'top-1, %', 'coco/bbox_mAP': 'box AP',
+           'coco/segm_mAP': 'mask AP', 'mIoU': 'mIoU, %'}
+TITLES = dict(onnx='ONNX', openvino='OpenVINO')
+
+
+def train_digits(folder: Path) -> Run:
+    """Train the classifier of digits and merge it."""
+    log = tool('train.py', DIGITS, '--work-dir', folder, cwd=folder)
+    checkpoint = Path((folder / 'last_checkpoint').read_text())
+    merged = folder / 'merged.pth'
+    tool('reparam.py', DIGITS, checkpoint, merged, cwd=folder)
+    return Run(DIGITS, [], folder, checkpoint, log, merged)
 
 
 def measure(name: str, shapes: Path, folder: Path) -> dict:
-    """Train one model and export it; metrics and agreement of each file."""
-    run = train_and_merge(name, shapes, folder)
+    """Train one model and export it; the metrics of each file."""
+    run = (train_digits(folder) if name == 'digits' else
+           train_and_merge(name, shapes, folder))
+    result = {'checkpoint': run.test(), 'merged checkpoint': run.test_merged()}
     cfg = read_config(str(run.merged_config))
-    result = {}
-    for format, (_, suffix) in FILES.items():
-        for precision in PRECISIONS:
-            found = export(
-                cfg, run.merged, folder / f'{precision}{suffix}', format,
-                precision, samples=80, max_drop=100).verification
-            for i, key in enumerate(('PyTorch', f'{format}, {precision}')):
-                result[key] = {
-                    name: float(found.metrics[name][i])
-                    for name in METRICS if name in found.metrics}
-    return result
+    for format, row in FORMATS.items():
+        for precision in row.precisions:
+            # Whole detectors and segmentors have two formats.
+            if precision != 'bf16' and (name == 'digits' or format in TITLES):
+                path = folder / f'{format}-{precision}{row.suffix}'
+                export(cfg, run.merged, path, format, precision, max_drop=100)
+                title = f'{TITLES.get(format, format)}, {precision}'
+                result[title] = run.test(model=path)
+    return {title: {key: float(value) for key, value in metrics.items()
+                    if key in METRICS} for title, metrics in result.items()}
 
 
 def table(content: dict) -> str:
     """The table of the docs, from the content of the JSON file."""
-    columns = {'PyTorch': 'PyTorch'}
-    for precision in PRECISIONS:
-        columns |= {f'{format}, {precision}': f'{title}, {precision}'
-                    for format, (title, _) in FILES.items()}
+    models = content['models']
+    columns = [(name, key) for name in MODELS for key in METRICS
+               if key in models[name]['checkpoint']]
     rows = []
-    for name, title in MODELS.items():
-        found = content['models'][name]
-        for key in filter(found['PyTorch'].get, METRICS):
-            digits = 2 if key == 'mIoU' else 3
-            rows.append((title, METRICS[key], *(
-                f'{found[column][key]:.{digits}f}' for column in columns)))
-    return markdown_table(['model', '', *columns.values()], rows)
+    for title in models['digits']:
+        rows.append([title])
+        for name, key in columns:
+            value = models[name].get(title, {}).get(key)
+            digits = 3 if key.startswith('coco') else 2
+            rows[-1].append('' if value is None else f'{value:.{digits}f}')
+    return markdown_table(
+        ['', *(f'{MODELS[name]}, {METRICS[key]}' for name, key in columns)],
+        rows)
 
 
 def main() -> None:

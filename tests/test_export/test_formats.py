@@ -1,18 +1,29 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """A file of each format, opened in its runtime, has PyTorch's outputs."""
+import copy
 import importlib.util
 import logging
 import shutil
 
+import cv2
+import numpy as np
 import pytest
 import torch
-from narrow import METADATA, classifier, needs, relative_error, vanillanet
+from narrow import (
+    METADATA,
+    classifier,
+    needs,
+    randomize,
+    relative_error,
+    vanillanet,
+)
 from torch import nn
 
 from mmvanilla.export.exported import Exported, read_metadata
 from mmvanilla.export.formats import FORMATS, check_format, write
 from mmvanilla.export.network import Network
 from mmvanilla.export.to_onnx import FixedMaxPool2d
+from mmvanilla.models import VanillaNet
 from mmvanilla.utils.errors import UserError
 
 
@@ -85,13 +96,124 @@ def test_bf16_is_close(format, tmp_path):
     assert format == 'openvino' or error > 1e-4
 
 
+def test_fp16_in_onnx(tmp_path):
+    """Weights and layers in float16, inputs and outputs in float32."""
+    needs(*FORMATS['onnx'].packages)
+    import onnx
+    net, x, path = classifier(), torch.randn(1, 3, 64, 64), tmp_path / 'n.onnx'
+    write(net, x, path, 'onnx', 'fp16')
+    with torch.no_grad():
+        assert 1e-5 < relative_error(Exported(path)(x), net(x)) < 0.002
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = {v.name: v.type.tensor_type.elem_type
+             for v in (*graph.input, *graph.value_info, *graph.output)}
+    types |= {v.name: v.data_type for v in graph.initializer}
+    half = onnx.TensorProto.FLOAT16
+    layers = [node for node in graph.node if node.op_type == 'Conv']
+    assert layers and all({types[name] for name in (
+        *node.input, *node.output)} == {half} for node in layers)
+    assert {types['input'], types['logits']} == {onnx.TensorProto.FLOAT}
+
+
+def test_fp16_weights_in_openvino(tmp_path):
+    needs(*FORMATS['openvino'].packages)
+    import openvino
+    net, x, path = classifier(), torch.randn(1, 3, 64, 64), tmp_path / 'n.xml'
+    write(net, x, path, 'openvino', 'fp16')
+    with torch.no_grad():
+        assert 1e-5 < relative_error(Exported(path)(x), net(x)) < 0.002
+    model = openvino.Core().read_model(path)
+    assert {str(port.get_element_type()) for port in (
+        *model.inputs, *model.outputs)} == {"<Type: 'float32'>"}
+    weights = [op for op in model.get_ops() if op.get_type_name() == 'Constant'
+               and len(op.shape) == 4 and op.get_element_type().is_real()]
+    assert weights and {op.get_element_type().bitwidth
+                        for op in weights} == {16}
+
+
+@pytest.mark.parametrize('opset', [17, 20])
+def test_opset(opset, tmp_path):
+    needs(*FORMATS['onnx'].packages)
+    import onnx
+    net, x, path = classifier(), torch.randn(2, 3, 64, 64), tmp_path / 'n.onnx'
+    write(net, x[:1], path, 'onnx', dynamic_batch=True, opset=opset)
+    with torch.no_grad():
+        assert relative_error(Exported(path)(x), net(x)) < 1e-5
+    assert [(x.domain, x.version)
+            for x in onnx.load(path).opset_import] == [('', opset)]
+    assert read_metadata(path)['opset'] == opset
+
+
+class Smaller(nn.Module):
+
+    def forward(self, x):
+        return [nn.functional.interpolate(
+            x, scale_factor=0.5, mode='bilinear', antialias=True)]
+
+
+def test_opset_17_lacks_what_a_network_needs(tmp_path):
+    needs(*FORMATS['onnx'].packages)
+    x = torch.rand(1, 3, 64, 64)
+    net = Network(Smaller())
+    with pytest.raises(UserError, match='cannot be written in opset 17'):
+        write(net, x, tmp_path / 'n.onnx', 'onnx', opset=17)
+
+
+@pytest.mark.parametrize('format, channels, order', [
+    ('onnx', 3, 'BGR'), ('openvino', 3, 'BGR'), ('pt2', 3, 'RGB'),
+    ('pt2', 1, 'gray')])
+def test_from_pixels(format, channels, order, tmp_path):
+    """Of the file by its runtime, against arithmetic in float64."""
+    needs(*FORMATS[format].packages)
+    net = Network(randomize(VanillaNet(
+        dict(dims=[8, 8, 8], strides=[2, 2]), channels, deploy=True)))
+    mean, std = [103.5, 116.25, 123.625][:channels], [57, 58, 59.5][:channels]
+    path = tmp_path / f'net{FORMATS[format].suffix}'
+    write(net, torch.zeros(1, channels, 64, 64), path, format,
+          dynamic_batch=True, dynamic_size=True, preprocess=True,
+          metadata=dict(mean=mean, std=std, channel_order=order))
+    pixels = torch.randint(0, 256, (2, 64, 96, channels), dtype=torch.uint8)
+    x = pixels.numpy()[..., ::-1] if order == 'BGR' else pixels.numpy()
+    x = torch.tensor((x - np.array(mean)) / std).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = copy.deepcopy(net).double()(x)
+    run, metadata = FORMATS[format].open(path, 1)
+    assert relative_error([torch.as_tensor(y) for y in run(pixels)],
+                          expected) < 1e-5
+    # Given normalized images, it gets the pixels that they were made of.
+    assert relative_error(Exported(path)(x.float()), expected) < 1e-5
+    assert metadata['input'] == 'uint8'
+    assert metadata['input_shape'] == [-1, -1, -1, channels]
+
+
+@pytest.mark.parametrize('dynamic_batch', [False, True])
+def test_opencv_reads_a_classifier(dynamic_batch, tmp_path):
+    needs(*FORMATS['onnx'].packages)
+    net, path = classifier(), tmp_path / 'net.onnx'
+    x = torch.randn(2 if dynamic_batch else 1, 3, 64, 64)
+    write(net, x[:1], path, 'onnx', dynamic_batch=dynamic_batch)
+    reader = cv2.dnn.readNetFromONNX(str(path))
+    reader.setInput(x.numpy())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.tensor(reader.forward()), net(x)[0], rtol=0, atol=1e-4)
+
+
 def test_what_cannot_be_written_is_refused(monkeypatch):
     for format, precision, sentence in (
         ('torchscript', 'fp32', 'must be one of onnx, openvino, pt2, aoti'),
         ('pt2', 'int8', 'pt2 has no int8: use --format onnx or openvino'),
+        ('pt2', 'fp16', 'pt2 has no fp16: use --format onnx or openvino'),
         ('onnx', 'bf16', 'use --format openvino or pt2 or aoti')):
         with pytest.raises(UserError, match=sentence):
             check_format(format, precision)
+    for format, opset, sentence in (
+        ('pt2', 18, 'pt2 has no opset: leave out --opset'),
+        ('onnx', 16, 'must be from 17 to [0-9]+, but got 16'),
+        ('onnx', 99, 'must be from 17 to [0-9]+, but got 99')):
+        needs(*FORMATS[format].packages)
+        with pytest.raises(UserError, match=sentence):
+            check_format(format, 'fp32', opset)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'not installed.*\[export\]'):
         check_format('onnx', 'fp32')

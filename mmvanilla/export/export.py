@@ -147,6 +147,8 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
             calibration, images = _calibration(
                 cfg, calibration_samples, inputs)
             notes.append(('calibrated on', f'{images} in the test pipeline'))
+            if format == 'openvino' and getattr(network, 'float_layers', 0):
+                notes.append(('kept in float32', "the head's layers"))
         before = network
         # Detectors are compared with the toolbox's own predictions.
         if not hasattr(network, 'input_size'):

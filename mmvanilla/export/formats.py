@@ -58,10 +58,10 @@ def check_format(format: str, precision: str,
         require('nncf')
     if format == 'aoti':
         check_compiler()
-    if opset is not None:
-        if format != 'onnx':
-            raise UserError(f'{format} has no opset: leave out --opset')
-        to_onnx.check_opset(opset)
+    known = to_onnx.opsets() if format == 'onnx' else []
+    if opset is not None and opset not in known:
+        raise UserError(f'{format} has no opset {opset}: ' + (
+            f'use 17 to {known[-1]}' if known else 'leave out --opset'))
 
 
 def write(network: nn.Module, example: Tensor, path: Path, format: str,

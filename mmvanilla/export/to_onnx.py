@@ -14,13 +14,10 @@ from .torch_programs import export_program
 OPSET = 18
 
 
-def check_opset(opset: int) -> None:
-    """Raise UserError if the installed exporter does not know an opset."""
+def opsets() -> list[int]:
+    """The opsets from 17 on that the installed exporter knows."""
     import onnxscript  # what the exporter is written in
-    known = [n for n in range(17, 99) if hasattr(onnxscript, f'opset{n}')]
-    if opset not in known:
-        raise UserError(f'--opset must be from 17 to {known[-1]}, but got '
-                        f'{opset}')
+    return [n for n in range(17, 99) if hasattr(onnxscript, f'opset{n}')]
 
 
 def onnx_model(network: nn.Module, example: Tensor, metadata: dict):

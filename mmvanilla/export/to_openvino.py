@@ -10,6 +10,7 @@ from ..utils.errors import UserError
 from .to_onnx import onnx_model
 
 NAMESPACE = 'mmvanilla'  # of the metadata, in the model's rt_info
+LAYERS = 'Convolution', 'GroupConvolution', 'MatMul'
 
 
 def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
@@ -25,11 +26,26 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
         model = nncf.quantize(
             model, nncf.Dataset([x.numpy() for x in calibration]),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(calibration))
+            subset_size=len(calibration), ignored_scope=nncf.IgnoredScope(
+                _last_layers(model, getattr(network, 'float_layers', 0))))
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), [NAMESPACE, key])
     ov.save_model(model, path,
                   compress_to_fp16=metadata['precision'] == 'fp16')
+
+
+def _last_layers(model, number: int) -> list[str]:
+    """Layers with fewer than ``number`` others between them and an output."""
+    count, found = {}, []
+    for op in reversed(model.get_ordered_ops()):
+        name, is_layer = op.get_friendly_name(), op.get_type_name() in LAYERS
+        count[name] = is_layer + min((
+            count[x.get_node().get_friendly_name()]
+            for out in op.outputs() for x in out.get_target_inputs()),
+            default=0)
+        if is_layer and count[name] <= number:
+            found.append(name)
+    return found
 
 
 def open_file(path: Path, threads: int | None):

@@ -2,6 +2,7 @@
 """A file of each format, opened in its runtime, has PyTorch's outputs."""
 import copy
 import importlib.util
+import json
 import logging
 import shutil
 
@@ -17,6 +18,7 @@ from narrow import (
     relative_error,
     vanillanet,
 )
+from tiny import ROOT
 from torch import nn
 
 from mmvanilla.export.exported import Exported, read_metadata
@@ -129,6 +131,26 @@ def test_fp16_weights_in_openvino(tmp_path):
                and len(op.shape) == 4 and op.get_element_type().is_real()]
     assert weights and {op.get_element_type().bitwidth
                         for op in weights} == {16}
+
+
+@pytest.mark.parametrize('kept', [0, 2])
+def test_last_layers_stay_in_float(kept, tmp_path):
+    """In int8 of OpenVINO, the others have a scale for each channel."""
+    needs(*FORMATS['openvino'].packages, 'nncf')
+    import openvino
+    net, x, path = classifier(), torch.randn(1, 3, 64, 64), tmp_path / 'n.xml'
+    net.float_layers = kept
+    write(net, x, path, 'openvino', 'int8', calibration=[x])
+    layers = [op for op in openvino.Core().read_model(path).get_ordered_ops()
+              if 'Convolution' in op.get_type_name()]
+    factors = [op.input_value(1).get_node() for op in layers]
+    # In the file, a depthwise weight is reshaped after its scale.
+    factors = [op.input_value(0).get_node() if op.get_type_name() == 'Reshape'
+               else op for op in factors]
+    scaled = [op.get_type_name() == 'Multiply' for op in factors]
+    assert scaled == [True] * (len(layers) - kept) + [False] * kept
+    assert all(op.input_value(1).shape[0] == op.shape[0] > 1
+               for op, is_scaled in zip(factors, scaled) if is_scaled)
 
 
 @pytest.mark.parametrize('opset', [17, 20])
@@ -254,3 +276,10 @@ def test_a_backbone_with_adaptive_pooling_in_onnx(tmp_path):
     assert isinstance(net.backbone.stages[1].pool, nn.AdaptiveMaxPool2d)
     with pytest.raises(UserError, match='leave out --dynamic-size'):
         write(net, x, tmp_path / 'net.onnx', 'onnx', dynamic_size=True)
+
+
+def test_the_table_of_runtimes():
+    from test_export import runtimes
+    page = ROOT / 'docs' / 'en' / 'deployment.md'
+    assert f'\n{runtimes.table(json.loads(runtimes.OUT.read_text()))}\n' in (
+        page.read_text())

@@ -93,8 +93,14 @@ def test(config: str, checkpoint: str, deploy: bool = False,
     for name in filter(given.get, given if exported else ()):
         raise UserError(f'--{name} is for a checkpoint, and {checkpoint} is '
                         'an exported file')
-    if threads is not None and not (exported and threads > 0):
-        raise UserError('--threads is a positive number, for exported files')
+    if threads is not None and not (exported and 0 < threads <= 1024):
+        raise UserError('--threads is a number from 1 to 1024, for exported '
+                        'files')
+    fixed = [x for x in map(str, options.get('cfg_options') or ())
+             if x.startswith('model.') and 'data_preprocessor' not in x]
+    if exported and fixed:
+        raise UserError(f'--cfg-options {fixed[0]} changes nothing of '
+                        f'{checkpoint}: export it again with that option')
     if compile and (tta or not deploy):
         raise UserError('--compile needs --deploy and does not go with --tta: '
                         'it compiles a merged network for one image size')

@@ -97,7 +97,8 @@ def changed(digits, tmp_path, **metadata):
 @pytest.mark.parametrize('metadata, options, sentence', [
     ({}, ['--deploy'], '--deploy is for a checkpoint'),
     ({}, ['--tta'], '--tta is for a checkpoint'),
-    ({}, ['--threads', '-1'], 'a positive number'),
+    ({}, ['--threads', '99999'], 'from 1 to 1024'),
+    ({}, ['--cfg-options', 'model.head.topk=1'], 'changes nothing'),
     ({}, ['--cfg-options', 'test_dataloader.dataset.pipeline.0.scale=40'],
      'shape [-1, 1, 32, 32], where -1 is any number, but got [16, 1, 40, 40]'),
     (dict(mean=[1.0]), [], 'with mean [1.0], but the data preprocessor has'),

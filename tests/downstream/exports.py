@@ -29,7 +29,7 @@ from mmvanilla.utils.terminal import markdown_table  # noqa: E402
 
 OUT = ROOT / 'docs' / 'figures' / 'exports.json'
 MODELS = {'digits': 'digits', 'retinanet': 'RetinaNet', 'rtmdet': 'RTMDet',
-          'mask-rcnn': 'Mask R-CNN', 'upernet': 'UPerNet'}
+          'upernet': 'UPerNet', 'mask-rcnn': 'Mask R-CNN'}
 METRICS = {'accuracy/top1': 'top-1, %', 'coco/bbox_mAP': 'box AP',
            'coco/segm_mAP': 'mask AP', 'mIoU': 'mIoU, %'}
 TITLES = dict(onnx='ONNX', openvino='OpenVINO')
@@ -66,7 +66,7 @@ def table(content: dict) -> str:
     """The table of the docs, from the content of the JSON file."""
     models = content['models']
     columns = [(name, key) for name in MODELS for key in METRICS
-               if key in models[name]['checkpoint']]
+               if key in models.get(name, {}).get('checkpoint', ())]
     rows = []
     for title in models['digits']:
         rows.append([title])
@@ -87,7 +87,8 @@ def main() -> None:
         for name in MODELS:
             content['models'][name] = measure(
                 name, shapes, Path(tempfile.mkdtemp(dir=folder)))
-    OUT.write_text(json.dumps(content, indent=1) + '\n')
+            # After each, for a run that is killed.
+            OUT.write_text(json.dumps(content, indent=1) + '\n')
     print(table(content))
 
 

@@ -39,8 +39,9 @@ class Run:
 
         Or those of another checkpoint, or of a file that was exported.
         """
-        return self._test(self.config, model or self.checkpoint, *options,
-                          '--cfg-options', *self.options)
+        given = ['--cfg-options', *self.options] if self.options else []
+        return self._test(
+            self.config, model or self.checkpoint, *options, *given)
 
     def test_merged(self, *options) -> dict:
         return self._test(self.merged_config, self.merged, *options)

@@ -109,8 +109,7 @@ def _file_config(path):
         raise UserError(f'{path} does not tell its preprocessing, which has '
                         'unknown steps: predict with its checkpoint')
     dataset, processor, to_rgb, pack = _PARTS[scope]
-    pipeline = [{key: tuple(x) if isinstance(x, list) else x
-                 for key, x in step.items()} for step in meta['preprocess']]
+    pipeline = [*map(_tuples, meta['preprocess'])]
     for step in pipeline:  # in any toolbox
         step['type'] = step['type'].replace(
             'ResizeEdge', 'mmpretrain.ResizeEdge')
@@ -124,6 +123,13 @@ def _file_config(path):
         test_dataloader=dict(dataset=dict(
             type=dataset, metainfo=dict(classes=meta['labels']),
             pipeline=[*pipeline, dict(type=pack)]))))
+
+
+def _tuples(value):
+    """Transforms take tuples, which JSON turns into lists."""
+    if isinstance(value, dict):
+        return {key: _tuples(x) for key, x in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _predictor(cfg, checkpoint, deploy):

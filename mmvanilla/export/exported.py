@@ -108,8 +108,9 @@ def prepare(model: nn.Module, batch: dict,
             padding: dict | None = None) -> tuple[Tensor, object]:
     """A batch of one as a normalized image (1, C, H, W) and a data sample."""
     data = model.data_preprocessor(copy.deepcopy(batch), False)
-    samples = data.get('data_samples') or [None]
-    return pad(data['inputs'].float(), padding, samples), samples[0]
+    samples = data.get('data_samples') or []
+    x = pad(data['inputs'].float(), padding, samples)
+    return x, samples[0] if samples else None
 
 
 def pad(x: Tensor, padding: dict | None, samples: list) -> Tensor:
@@ -184,9 +185,8 @@ class ExportedModel(BaseModel):
 def _instances(sample, metadata: dict, boxes: Tensor, scores: Tensor,
                labels: Tensor, masks: Tensor | None = None) -> InstanceData:
     """Detections in the original image."""
-    height, width = size = sample.ori_shape[:2]
-    boxes = boxes / boxes.new_tensor(
-        sample.get('scale_factor', (1, 1))).repeat(2)
+    scale = boxes.new_tensor(sample.get('scale_factor', (1, 1))).repeat(2)
+    boxes = boxes / scale
     found = InstanceData(bboxes=boxes, scores=scores, labels=labels.long())
     if masks is not None:
         from mmdet.models import FCNMaskHead
@@ -194,12 +194,14 @@ def _instances(sample, metadata: dict, boxes: Tensor, scores: Tensor,
                            class_agnostic=True)
         head.predict_by_feat(
             [masks[:, None].logit()], [found],
-            [dict(ori_shape=size, scale_factor=(1, 1))],
+            [dict(ori_shape=sample.ori_shape[:2], scale_factor=(1, 1))],
             SimpleNamespace(mask_thr_binary=metadata['mask_thr_binary']),
             rescale=True)
-    limit = boxes.new_tensor([width, height] * 2)
+    # As the toolbox clips: to the image as its pipeline makes it, which may
+    # have padding, and not to what is added to that.
+    limit = boxes.new_tensor(sample.img_shape[1::-1]).repeat(2) / scale
     found.bboxes = boxes.clamp(torch.zeros_like(limit), limit)
-    return found
+    return found[(boxes <= limit)[:, :2].all(1)]
 
 
 class Results:
@@ -228,9 +230,14 @@ class Results:
             tensors = dict(zip(self.names, self.models[i](x)))
             return Result(tensors, DataSample().set_pred_label(
                 tensors['logits'].argmax(1)) if 'logits' in tensors else None)
+        own, size = None, tuple(x.shape[2:])
+        if self.evaluators and sample.img_shape[:2] != size:
+            # Metrics are of images as the toolbox pads them.
+            own = self.models[i].test_step(copy.deepcopy(batch))
+        sample.set_metainfo(dict(img_shape=size, pad_shape=size))
         found, = self.models[i].predict(x, [sample])
         if self.evaluators:
-            self.evaluators[i].process([found], batch)
+            self.evaluators[i].process(own or [found], batch)
         # In lower precisions only the mIoU is judged.
         exact = 'seg_logits' in found and meta['precision'] == 'fp32'
         return Result(

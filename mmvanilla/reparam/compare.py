@@ -50,6 +50,8 @@ class Comparison:
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
     _worst: str = ''
+    # The detection of highest score that only one model has: score, image.
+    _alone: tuple[float, str] = (0.0, '')
     # The first reference; whether one of the others differs.
     _first: dict[str, Tensor] = field(default_factory=dict)
     _varies: dict[str, bool] = field(default_factory=dict)
@@ -91,7 +93,8 @@ class Comparison:
                 self._count('pixels with the same label', x.numel(),
                             (x == y).sum().item() if x.shape == y.shape else 0)
         if 'pred_instances' in a:
-            self._add_detections(a.pred_instances, b.pred_instances)
+            self._add_detections(a.get('img_path') or f'sample {sample}',
+                                 a.pred_instances, b.pred_instances)
 
     def _add_tensor(self, name: str, sample: int, a: Tensor, b: Tensor):
         where = f'{name} of sample {sample}'
@@ -111,8 +114,12 @@ class Comparison:
         if a.numel():
             self.max_abs = max(self.max_abs, (b - a).abs().max().item())
 
-    def _add_detections(self, a: InstanceData, b: InstanceData) -> None:
+    def _add_detections(self, image: str, a: InstanceData,
+                        b: InstanceData) -> None:
         pairs = match_detections(a, b)
+        for data, matched in zip((a, b), list(zip(*pairs)) or [(), ()]):
+            for i in {*range(len(data))}.difference(matched):
+                self._alone = max(self._alone, (data.scores[i].item(), image))
         # Those that only one of the models has are disagreements.
         self._count('detections in agreement', len(a) + len(b) - len(pairs),
                     len(pairs))
@@ -168,8 +175,13 @@ class Comparison:
                     continue
                 allowed = max(allowed, 1)
             if total - equal > allowed + 1e-9:
+                score, image = self._alone
                 self._fail(f'the predictions differ: {name}: {equal:.6g} of '
-                           f'{total:,} agree')
+                           f'{total:,} agree' + (
+                               '; of those that only one model has, that of '
+                               f'the highest score, {score:.3g}, is in {image}'
+                               '. Where only low scores differ, raise '
+                               "test_cfg.score_thr" if image else ''))
 
     def _judge_drop(self, max_drop: float) -> None:
         judged = {name: pair for name, pair in self.metrics.items()

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ['circle', 'square', 'triangle']
-LAYOUTS = ['coco', 'roboflow', 'yolo', 'polygons', 'lists']
+LAYOUTS = ['coco', 'roboflow', 'yolo', 'polygons', 'pose', 'lists']
 
 
 def generate(train: int = 10, val: int = 5) -> dict:
@@ -85,10 +85,11 @@ def write(root: Path, layout: str, images: dict | None = None) -> Path:
         (root / 'dataset.yaml').write_text(
             f'train: [train.txt, images/train]\nval: val.txt\n'
             f'names: {names}\n')
-    elif layout in ('yolo', 'polygons'):
+    elif layout in ('yolo', 'polygons', 'pose'):
         (root / 'data.yaml').write_text(
             'path: /another/machine\ntrain: ../images/train\nval: images/val\n'
-            'names: {0: circle, 1: square, 2: triangle}\n')
+            'names: {0: circle, 1: square, 2: triangle}\n' +
+            'kpt_shape: [5, 2]\n' * (layout == 'pose'))
     return root
 
 
@@ -99,7 +100,8 @@ def write_labels(folder: Path, images: dict, layout: str) -> None:
         for label, points in shapes:
             x, y, w, h = box(points / size)
             numbers = (points / size).flatten() if layout == 'polygons' else (
-                x + w / 2, y + h / 2, w, h)
+                x + w / 2, y + h / 2, w, h,
+                *(points / size).flatten()[:10 * (layout == 'pose')])
             lines.append(' '.join([str(label), *(f'{n:.7f}' for n in numbers)
                                    ]) + '\n')
         if lines:  # tools write no file for an image without a box

@@ -6,22 +6,21 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
-from PIL import Image
 
 from ..utils.errors import UserError
 from ..utils.terminal import some, track
-from .image_files import SUFFIXES
-from .image_folder import hold_out
+from .image_files import SUFFIXES, read_size
+from .image_folder import counted, hold_out
 
 ANNOTATIONS = dict(
     train=('annotations/instances_train*.json',
            'annotations/instances_default.json',
            'train/_annotations.coco.json'),
-    val=('annotations/instances_val*.json', 'val*/_annotations.coco.json'))
+    val=('annotations/instances_val*.json', 'val*/_annotations.coco.json'),
+    test=('annotations/instances_test*.json', 'test/_annotations.coco.json'))
 
 
 class BoxFolder:
@@ -36,6 +35,9 @@ class BoxFolder:
         self.root, self.faults, self.splits = root, defaultdict(list), {}
         self.masks, classes = masks, {}
         for split, path, data in _find_annotations(root):
+            if split == 'test':
+                self.faults['splits called test are not used'].append(path)
+                continue
             if split in self.splits:
                 raise UserError(f'--data: {root} has two annotations of '
                                 f'{split}, one of them {path}: keep one')
@@ -45,6 +47,10 @@ class BoxFolder:
                 f'--data: {root} is not a folder of boxes, which holds one of '
                 'annotations/instances_train*.json (COCO), train/_annotations.'
                 'coco.json (Roboflow), data.yaml or dataset.yaml (YOLO)')
+        train, val = (self.splits.get(x, {}) for x in ('train', 'val'))
+        for file in sorted(train.keys() & val.keys()):
+            self.faults['images of val are left out of train'].append(file)
+            del train[file]
         split, names = next(iter(classes.items()))  # of train, if it is there
         used = {box['name'] for box in self._boxes(split)}
         self.faults['names of groups of classes are no classes'] += [
@@ -52,24 +58,28 @@ class BoxFolder:
         names = [x for x in names if x in used or not names[x]]
         self.faults[f'classes have no box in {split}'] += [
             x for x in names if x not in used]
-        self.notes = [f'--data: {len(found)} {what}: {some(found)}'
-                      for what, found in self.faults.items() if found]
-        if not used or masks and all(
-                x['iscrowd'] for x in self._boxes(split)):
-            problem = ('boxes only, but the model learns masks, from polygons'
-                       if used else 'no box that can be used')
-            raise UserError('; '.join([f'--data: {root} has {problem}',
-                                       *self.notes]))
+        self.notes = counted(self.faults)
         self.use_classes(names, split)
-        if 'val' not in self.splits:
-            train = self.splits['train']
-            names = hold_out({os.path.basename(x) for x in train})
-            self.splits['val'] = {x: train.pop(x) for x in [*train]
-                                  if os.path.basename(x) in names}
+        if 'val' not in self.splits:  # of images with boxes, and of others
+            files = {x: os.path.basename(x) for x in train}
+            full = {files[x] for x, (_, boxes) in train.items()
+                    if not all(box['iscrowd'] for box in boxes)}
+            held = hold_out(full) | hold_out({*files.values()} - full)
+            self.splits['val'] = {
+                x: train.pop(x) for x in files if files[x] in held}
 
     def _boxes(self, *splits: str) -> list[dict]:
         return [box for split in splits for _, boxes in
-                self.splits[split].values() for box in boxes]
+                self.splits.get(split, {}).values() for box in boxes]
+
+    def require(self, *splits: str) -> None:
+        """Refuse splits of which nothing can be learned or measured."""
+        for split in splits:
+            if all(x['iscrowd'] for x in self._boxes(split)):
+                what = 'box with a polygon' if self.masks else 'box'
+                raise UserError('; '.join([
+                    f'--data: {self.root} has no {what} for {split}',
+                    *self.notes]))
 
     def use_classes(self, classes: Sequence[str], owner: str) -> None:
         """Number the classes as ``owner`` does; refuse others with boxes."""
@@ -100,16 +110,20 @@ class BoxFolder:
         folders = [self.root / x for x in (
             part, f'images/{part}', 'images', '')] if (
                 path.parent.name == 'annotations') else [path.parent]
-        entry, names, files, images, seen = None, {}, {}, {}, set()
+        entry, names, files, images = None, {}, {}, {}
         self.splits[split] = {}
+        for key in ('categories', 'images', 'annotations'):
+            if not isinstance(data.get(key), list):
+                raise UserError(f'--data: {path} has no list of {key}')
         try:
             for entry in sorted(data['categories'], key=lambda x: x['id']):
                 name = str(entry['name'])
                 if entry['id'] in names:
                     raise ValueError('its id is that of another category')
+                if type(entry['name']) not in (str, int, float) or not name:
+                    raise ValueError('its name is not text: quote it')
                 if name in names.values():
-                    faults[f'names of classes in {split} occur twice, and are '
-                           'one class'].append(name)
+                    faults['names of classes occur twice'].append(name)
                 names[entry['id']] = name
             groups = {x.get('supercategory') for x in data['categories']
                       if x['name'] != x.get('supercategory')}
@@ -121,42 +135,41 @@ class BoxFolder:
                 if not file:
                     faults['images without a file are left out'].append(name)
                 elif files.get(entry['id'], file) != file:
-                    faults['images have the id of another one, and both are '
-                           'left out'].append(name)
-                    file = ''
+                    raise ValueError('its id is that of another image')
                 files[entry['id']] = file
-                images[file] = entry.get('width'), entry.get('height')
+                images[file] = tuple(
+                    float(entry.get(x) or 0) for x in ('width', 'height'))
             used = [x for x in dict.fromkeys(files.values()) if x]
-            for file, size in zip(used, _read_sizes(self.root, used, split)):
+            for file in track(used, f'reading headers of {split}', len(used)):
+                size = read_size(self.root / file)
                 if not size:
-                    faults['images cannot be read, and are left out'
-                           ].append(file)
+                    faults['unreadable images are left out'].append(file)
                 elif all(images[file]) and images[file] != size:
                     faults['images are left out, as their size is not that in '
-                           'the json, of which the boxes may be (boxes in '
-                           'pixels of the image need no size there)'
-                           ].append(file)
+                           'the json'].append(file)
                 else:
                     self.splits[split][file] = size, []
             for entry in data['annotations']:
-                file, number = files[entry['image_id']], entry.get('id')
-                where = number if isinstance(number, str) else (
-                    f'{file} (annotation {number})')
-                if number in seen:
-                    faults['ids repeat, and are changed'].append(where)
-                seen.add(number)
-                if entry['category_id'] not in names:
-                    raise ValueError('there is no such class')
+                label = entry['category_id']
+                if entry['image_id'] not in files:
+                    raise ValueError('images has no such image_id')
+                file = files[entry['image_id']]
+                where = entry.get('line', f'{file}, id {entry.get("id")}')
+                if label not in names:
+                    raise UserError(
+                        f'--data: {where} has the class {label}, but {path} '
+                        f'has {len(names)}: {some([*names], 12)}')
                 if not all(map(math.isfinite, entry['bbox'])):
                     raise ValueError('its box is not finite')
-                if file in self.splits[split]:
+                if int(entry.get('ignore') or 0):  # as mmdet does
+                    faults['boxes to ignore are left out'].append(where)
+                elif file in self.splits[split]:
                     size, boxes = self.splits[split][file]
-                    boxes += self._check_box(
-                        entry, *size, where, names[entry['category_id']])
+                    boxes += self._check_box(entry, *size, where, names[label])
         except (KeyError, TypeError, ValueError, AttributeError) as e:
-            text = ' '.join(f'{type(e).__name__}: {e}: {entry}'.split())
+            text = f'{"no " * isinstance(e, KeyError)}{e}: {entry}'
             raise UserError(f'--data: {path} has an entry that cannot be read:'
-                            f' {text:.160}') from e
+                            f' {" ".join(text.split()):.160}') from e
         faults['images have no box, and are background'] += [
             x for x, (_, boxes) in self.splits[split].items() if not boxes]
         return {x: x in groups for x in names.values()}
@@ -171,13 +184,13 @@ class BoxFolder:
         # Rounded, so that relative boxes are the same as those in pixels.
         inside = [round(min(max(a, 0), b), 3) for a, b in zip(corners, limits)]
         x, y, w, h = *inside[:2], inside[2] - inside[0], inside[3] - inside[1]
-        outline, crowd = entry.get('segmentation'), entry.get('iscrowd') or 0
+        outline = entry.get('segmentation')
+        crowd = int(entry.get('iscrowd') or 0)
         if isinstance(outline, list):
             whole = [[a * scale[i % 2] for i, a in enumerate(points)]
                      for points in outline if len(points) > 5]
             if len(whole) < len(outline):
-                faults['polygons of fewer than three points are left out'
-                       ].append(where)
+                faults['polygons of under 3 points are left out'].append(where)
             outline = whole
         if w < 1 or h < 1:  # mmdet leaves them out silently
             faults['boxes are outside of their image or empty (less than a '
@@ -186,8 +199,7 @@ class BoxFolder:
         if max(abs(a - b) for a, b in zip(corners, inside)) > 0.5:
             faults['boxes are clipped to their image'].append(where)
         if self.masks and not outline:
-            faults['boxes have no polygon, and are regions to ignore'
-                   ].append(where)
+            faults['boxes without a polygon are ignored'].append(where)
         if self.masks is not None and not outline:
             crowd = int(self.masks or crowd)
             outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
@@ -200,7 +212,8 @@ def _find_annotations(root: Path) -> Iterator[tuple[str, Path, dict]]:
     """Splits, with the file that has their annotations, and what it holds."""
     for split, patterns in ANNOTATIONS.items():
         for path in sorted(y for x in patterns for y in root.glob(x)):
-            yield split, path, _parse(path, json.loads)
+            yield split, path, {} if split == 'test' else _parse(
+                path, json.loads)
     for path in sorted(root.glob('data*.yaml')):
         yield from _read_yolo(root, path)
 
@@ -210,20 +223,22 @@ def _read_yolo(root: Path, path: Path) -> Iterator[tuple[str, Path, dict]]:
     data = _parse(path, yaml.safe_load)
     names = data.get('names')
     names = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(names, dict) or not names:
+    if not isinstance(names, dict) or not names or not all(
+            str(x).isdecimal() for x in names):
         raise UserError(f'--data: {path} must have names: a list of classes, '
                         'or their names by number')
+    data['val'] = data.get('val') or data.get('valid')
     # Some tools write a path of their own machine, or ../train/images.
     bases = [root / str(data.get('path') or ''), root]
     for split in [x for x in ANNOTATIONS if data.get(x)]:
-        files, given = [], data[split]
-        for place in [given] if isinstance(given, str) else given:
+        files, given = [], data[split] if split != 'test' else []
+        for place in given if isinstance(given, list) else [given]:
             found = _find(str(place), bases)
             if not found:
                 raise UserError(f'--data: {path} has {split}: {place}, which '
                                 'is not there')
             if found.is_file():
-                lines = found.read_text('utf-8').splitlines()
+                lines = found.read_text('utf-8-sig', 'replace').splitlines()
                 files += [_find(x, [found.parent, *bases]) or Path(x)
                           for x in lines if x]
             files += sorted(Path(folder, x) for folder, _, inside in os.walk(
@@ -231,12 +246,12 @@ def _read_yolo(root: Path, path: Path) -> Iterator[tuple[str, Path, dict]]:
                 if x.lower().endswith(SUFFIXES))
         files = [*dict.fromkeys(
             os.path.normpath(x).removeprefix(f'{root}/') for x in files)]
-        yield split, root / path.name, dict(
-            categories=[dict(id=i, name=x) for i, x in names.items()],
+        yield split, path, dict(
+            categories=[dict(id=int(i), name=x) for i, x in names.items()],
             images=[dict(id=i, file_name=x) for i, x in enumerate(files)],
             annotations=[dict(x, image_id=i) for i, file in enumerate(track(
                 files, f'reading boxes of {split}', len(files)))
-                for x in _read_labels(root, file)])
+                for x in _read_labels(root, file, 'kpt_shape' in data)])
 
 
 def _find(path: str, bases: list[Path]) -> Path | None:
@@ -244,26 +259,29 @@ def _find(path: str, bases: list[Path]) -> Path | None:
                              for y in bases) if x.exists()), None)
 
 
-def _read_labels(root: Path, file: str) -> Iterator[dict]:
+def _read_labels(root: Path, file: str, pose: bool) -> Iterator[dict]:
     """The boxes of an image: lines of a class and a box or a polygon."""
     path = re.sub(r'(^|.*/)images/', r'\1labels/',
                   os.path.splitext(file)[0]) + '.txt'
     if not (root / path).is_file():
         return
-    lines = (root / path).read_text('utf-8', 'replace').splitlines()
+    lines = (root / path).read_text('utf-8-sig', 'replace').splitlines()
     for i, line in enumerate(lines, 1):
         try:
             label, *numbers = map(float, line.split() or ['0', '0', '0'])
+            numbers = numbers[:4] if pose else numbers  # no key points
             xs, ys = numbers[::2], numbers[1::2]
             x, y, right, bottom = min(xs), min(ys), max(xs), max(ys)
-            if len(xs) != len(ys):
+            if len(xs) != len(ys) or label % 1 or not all(
+                    map(math.isfinite, numbers)):
                 raise ValueError
         except ValueError:
             raise UserError(
                 f'--data: {root / path}, line {i}: wanted the numbers of a '
                 'class and of a box or a polygon, but got '
                 f'{line.strip()[:60]!r}') from None
-        found = dict(id=f'{path}, line {i}', category_id=label, relative=True)
+        found = dict(line=f'{path}, line {i}', category_id=int(label),
+                     relative=True)
         if len(numbers) == 4:
             (x, w), (y, h) = xs, ys
             yield dict(found, bbox=[x - w / 2, y - h / 2, w, h])
@@ -275,24 +293,7 @@ def _read_labels(root: Path, file: str) -> Iterator[dict]:
 def _parse(path: Path, function: Callable) -> dict:
     """Read JSON or YAML, which must be a mapping."""
     try:
-        return dict(function(path.read_text('utf-8')))
+        return dict(function(path.read_text('utf-8-sig')))
     except (TypeError, ValueError, yaml.YAMLError, RecursionError) as e:
         raise UserError(f'--data: cannot read {path}: '
                         f'{" ".join(str(e).split())}') from e
-
-
-def _read_sizes(root: Path, files: list[str], split: str) -> list:
-    with ThreadPoolExecutor() as pool:
-        return [*track(pool.map(lambda x: read_size(root / x), files),
-                       f'reading headers of {split}', len(files))]
-
-
-def read_size(path: Path) -> tuple[int, int] | None:
-    """Width and height as OpenCV reads an image; None if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            turned = 'exif' in image.info and image.format != 'WEBP' and (
-                image.getexif().get(274, 1) > 4)
-            return image.size[::-1] if turned else image.size
-    except Exception:  # of many kinds, by the format
-        return None

@@ -50,6 +50,17 @@ def check_image(path: str | Path) -> tuple[str, int | None]:
         int(image.max()) if image.dtype == np.uint16 else None)
 
 
+def read_size(path: Path) -> tuple[int, int] | None:
+    """Width and height as OpenCV reads an image; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            turned = 'exif' in image.info and image.format != 'WEBP' and (
+                image.getexif().get(274, 1) > 4)
+            return image.size[::-1] if turned else image.size
+    except Exception:  # of many kinds, by the format
+        return None
+
+
 def find_unreadable(root: Path, images: Sequence[str], check_all: bool
                     ) -> tuple[set[str], list[str]]:
     """The images that cannot be read, the same in each process, and notes."""

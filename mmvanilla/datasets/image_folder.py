@@ -76,6 +76,12 @@ def left_out(counts: Counter) -> list[str]:
     return [f'Files that are left out: {text}'] * bool(text)
 
 
+def counted(faults: dict[str, Sequence]) -> list[str]:
+    """A line on each kind of fault, with the number and the first of it."""
+    return [f'--data: {len(found)} {what}: {some(found)}'
+            for what, found in faults.items() if found]
+
+
 def find_folders(folder: Path) -> list[str]:
     """Sorted names of the folders in ``folder``, without hidden ones."""
     return sorted(x.name for x in os.scandir(folder)

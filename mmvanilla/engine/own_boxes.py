@@ -5,13 +5,11 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 from mmengine.config import Config
 
 from ..datasets.box_folder import BoxFolder
 from ..datasets.image_files import find_unreadable
 from ..utils.configs import type_name
-from ..utils.errors import UserError
 from ..utils.files import write_beside
 from .own_data import find_datasets, set_in_place, trained_classes
 
@@ -25,22 +23,17 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
         [cfg.model, *map(cfg.get, evaluators)]))
     masks = True if learned else (
         False if "'with_mask': True" in str(cfg.to_dict()) else None)
-    found, notes = BoxFolder(root, masks), []
+    found = BoxFolder(root, masks)
     for images in found.splits.values() if check_images else ():
         bad, more = find_unreadable(root, [*images], True)
-        notes += more
+        found.notes += more
         for file in bad:
             del images[file]
+    found.require('val', *['train'] * (checkpoint is None))
     if checkpoint is not None:
         found.use_classes(trained_classes(checkpoint), checkpoint)
-    elif 'train' not in found.splits:
-        raise UserError(f'--data: {root} has a split val, but none to train')
     paths = {x: write_annotations(found.to_coco(x), cfg, x)
              for x in found.splits}
-    number = len(found.classes)
-    # mmdet's own palette has 80 colors.
-    colors = np.random.default_rng(0).integers(0, 256, (number, 3)).tolist()
-    palette = dict(palette=[*map(tuple, colors)]) if number > 80 else {}
     for split, dataset in datasets:
         if split in paths:
             pipeline = dataset.get('pipeline') or []
@@ -48,7 +41,8 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
             dataset.update(
                 type='mmdet.CocoDataset', data_root=str(root),
                 ann_file=paths[split], data_prefix=dict(img=''),
-                metainfo=dict(classes=found.classes, **palette),
+                # mmdet's own palette has 80 colors.
+                metainfo=dict(classes=found.classes, palette='random'),
                 # Images without a box are used, and so are small ones.
                 filter_cfg=dict(filter_empty_gt=False),
                 test_mode=split == 'val', pipeline=pipeline)
@@ -62,8 +56,8 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
         saving['save_best'] = 'coco/bbox_mAP'
     for name, part in cfg.model.items():
         if name != 'rpn_head':  # tells objects from background only
-            set_in_place(part, number)
-    return found.notes + notes
+            set_in_place(part, len(found.classes))
+    return found.notes
 
 
 def work_folder(cfg: Config) -> Path:

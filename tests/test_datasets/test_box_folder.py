@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import json
+import re
 import shutil
 
 import cv2
@@ -8,8 +9,11 @@ import pytest
 from boxes import CLASSES, LAYOUTS, box, coco, digests, generate, write
 from PIL import Image
 
-from mmvanilla.datasets.box_folder import BoxFolder, read_size
+from mmvanilla.datasets.box_folder import BoxFolder
+from mmvanilla.datasets.image_files import read_size
 from mmvanilla.utils.errors import UserError
+
+VAL = 'annotations/instances_val2017.json'
 
 
 def found(folder: BoxFolder) -> dict:
@@ -62,6 +66,34 @@ def test_a_fifth_is_held_out(tmp_path, layout):
     assert names['val'] == ['001.png', '006.png', '008.png', '010.png']
 
 
+def test_images_with_boxes_are_held_out(tmp_path):
+    """Also where most have none: else nothing would be measured."""
+    images = {x: (size, shapes if x in ('003.png', '007.png') else [])
+              for x, (size, shapes) in generate(20, 0)['train'].items()}
+    BoxFolder(write(tmp_path, 'coco', dict(train=images))).require(
+        'train', 'val')
+
+
+@pytest.mark.parametrize('layout, files, old, new', [
+    ('coco', 'annotations/*', '^', '\ufeff'),
+    ('coco', 'annotations/*', r'"width": (\d+)', r'"width": "\1"'),
+    ('coco', 'annotations/*', '"iscrowd": 0', '"iscrowd": "0"'),
+    ('yolo', 'data.yaml', '^', '\ufeff'),
+    ('yolo', 'labels/*/*', '^', '\ufeff'),
+    ('lists', '*.txt', '^', '\ufeff'),
+    ('yolo', 'data.yaml', r'(\d):', r'"\1":'),
+    ('yolo', 'data.yaml', 'val:', 'valid:'),
+])
+def test_what_other_tools_write(tmp_path, layout, files, old, new):
+    before = BoxFolder(write(tmp_path, layout))
+    for path in tmp_path.glob(files):
+        text = re.sub(old, new, path.read_text())
+        assert text != path.read_text()
+        path.write_text(text)
+    after = BoxFolder(tmp_path)
+    assert (after.splits, after.notes) == (before.splits, before.notes)
+
+
 def lines(root, **options) -> dict:
     """The notes as {what: how many, which}."""
     notes = BoxFolder(root, **options).notes
@@ -77,13 +109,12 @@ def test_faults_of_coco(tmp_path):
     boxes[0].update(bbox=[-4, 2, 20, 20])
     boxes[1].update(bbox=[500, 2, 20, 20])
     boxes[2].update(bbox=[5, 5, 0, 9])
-    boxes[3]['id'] = boxes[4]['id']
+    boxes[3]['ignore'] = 1
     boxes[4]['segmentation'] = [[1, 2, 3, 4]]
     images[6]['width'] += 1
     images[7].pop('width')
     (root / 'train2017/009.png').unlink()
     (root / 'train2017/008.png').write_bytes(b'no image')
-    images[0]['id'] = images[5]['id']
     images.append(dict(images[1], id=50))
     data['categories'] += [
         dict(id=1, name='hexagon', supercategory='hexagon'),
@@ -95,19 +126,18 @@ def test_faults_of_coco(tmp_path):
     result = lines(root)
     for text, number, which in (
             ('images without a file are left out', 1, '009.png'),
-            ('images have no box, and are background', 3, '004.png'),
-            ('boxes are clipped to their image', 1, '001.png (annotation 0)'),
-            ('boxes are outside of their image or empty', 2, 'annotation 1'),
+            ('images have no box, and are background', 4, '004.png'),
+            ('boxes are clipped to their image', 1, '001.png, id 0'),
+            ('boxes are outside of their image or empty', 2, 'id 1'),
             ('classes have no box in train', 1, 'hexagon'),
-            ('names of classes in train occur twice', 1, 'square'),
-            ('ids repeat, and are changed', 1, 'annotation 4'),
-            ('images have the id of another one', 1, '005.png'),
+            ('names of classes occur twice', 1, 'square'),
+            ('boxes to ignore are left out', 1, 'id 3'),
             ('images are left out, as their size', 1, '006.png'),
-            ('polygons of fewer than three points', 1, 'annotation 4'),
-            ('images cannot be read', 1, '008.png')):
+            ('polygons of under 3 points', 1, 'id 4'),
+            ('unreadable images are left out', 1, '008.png')):
         (count, line), = (result[x] for x in result if x.startswith(text))
         assert count == number and which in line, line
-    assert len(folder.splits['train']) == 10 - 2 - 2 - 1
+    assert len(folder.splits['train']) == 10 - 2 - 1
     clipped = folder.splits['train']['train2017/001.png'][1][0]['bbox']
     assert clipped == [0, 2, 16, 20]
     assert folder.classes == ['hexagon', 'square', 'circle', 'triangle']
@@ -120,26 +150,33 @@ def test_faults_of_yolo(tmp_path):
     (root / 'labels/train/002.txt').unlink()
     (root / 'images/train/003.png').unlink()
     shutil.copy(root / 'images/train/004.png', root / 'images/val/014.png')
+    shutil.copy(root / 'images/val/010.png', root / 'images/val/010.jpg')
+    (root / 'data2.yaml').write_text('names: [a]\ntest: nowhere')
+    (root / 'val.txt').write_text('images/val/010.jpg\nimages/train/000.png\n'
+                                  + (root / 'val.txt').read_text())
     result = lines(root)
     assert {key.split(',')[0]: n for key, (n, _) in result.items()} == {
+        'splits called test are not used': 1,
+        'images of val are left out of train': 1,
         'images without a file are left out': 1,
         'boxes are clipped to their image': 1,
         'boxes are outside of their image or empty (less than a pixel)': 3,
-        'polygons of fewer than three points are left out': 1,
-        'images have no box': 5}
+        'polygons of under 3 points are left out': 1,
+        'images have no box': 6}
     assert 'labels/train/001.txt, line 2' in str(result)
 
 
 @pytest.mark.parametrize('layout, file, old, new, message', [
-    ('coco', 'annotations/instances_val2017.json', '"images"', '"images',
-     r'instances_val2017.json: .*line 1 column'),
-    ('coco', 'annotations/instances_val2017.json', '"bbox"', '"box"',
-     "cannot be read: KeyError: 'bbox'"),
-    ('coco', 'annotations/instances_val2017.json', '"category_id": 7',
-     '"category_id": 70', 'no such class'),
-    ('coco', 'annotations/instances_val2017.json', '"image_id": ',
-     '"image_id": 9', 'cannot be read: KeyError: 9'),
-    ('coco', 'annotations/instances_val2017.json', 'circle', 'Circle',
+    ('coco', VAL, '"images"', '"images', r'val2017.json: .*line 1 column'),
+    ('coco', VAL, '"bbox"', '"box"', "cannot be read: no 'bbox'"),
+    ('coco', VAL, '"category_id": 7', '"category_id": 70',
+     r'png, id \d has the class 70, .* 3: 7, 8, 9'),
+    ('coco', VAL, '"image_id": ', '"image_id": 9', 'images has no such image'),
+    ('coco', VAL, '"annotations": [', '"annotations": null, "x": [',
+     'json has no list of annotations'),
+    ('coco', VAL, '"id": 6', '"id": 5', 'its id is that of another image'),
+    ('coco', VAL, '"iscrowd": 0', '"iscrowd": "x"', "int.*'x'"),
+    ('coco', VAL, 'circle', 'Circle',
      r'has boxes of Circle, but the classes of train are circle, square'),
     ('yolo', 'data.yaml', 'names: {', 'names: [', r'data.yaml.* line 4'),
     ('yolo', 'data.yaml', 'names', 'label', r'data.yaml must have names'),
@@ -147,7 +184,8 @@ def test_faults_of_yolo(tmp_path):
     ('yolo', 'labels/val/011.txt', '\n', ' x\n', r'011.txt, line 1: wanted'),
     ('yolo', 'labels/val/011.txt', '\n', ' 0.1\n', r'011.txt, line 1: want'),
     ('yolo', 'labels/val/011.txt', '0.', 'nan ', r'011.txt, line 1'),
-    ('yolo', 'labels/val/010.txt', '', '9', r'010.txt, line 1'),
+    ('yolo', 'labels/val/010.txt', '', '9',
+     r'010.txt, line 1 has the class 9\d, but .*yaml has 3: 0, 1, 2'),
 ])
 def test_what_is_damaged_is_named(tmp_path, layout, file, old, new, message):
     path = write(tmp_path, layout) / file
@@ -167,11 +205,17 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match='two annotations of train.*2018'):
         BoxFolder(root)
     root = write(tmp_path / 'b', 'yolo')
-    with pytest.raises(UserError, match='boxes only, but the model learns'):
-        BoxFolder(root, masks=True)
-    shutil.rmtree(root / 'labels/train')
-    with pytest.raises(UserError, match='no box that can be used; .* no box'):
-        BoxFolder(root)
+    with pytest.raises(UserError, match='no box with a polygon for train'):
+        BoxFolder(root, masks=True).require('train')
+    for split in ('val', 'train'):
+        shutil.rmtree(root / f'labels/{split}')
+        with pytest.raises(UserError, match=f'no box for {split}; .*no box'):
+            BoxFolder(root).require('train', 'val')
+    root = write(tmp_path / 'c', 'yolo')
+    (root / 'data.yaml').write_text(
+        'train: images/val\nval: images/val\nnames: [a, b, c]')
+    with pytest.raises(UserError, match='for train; .*5 images of val are'):
+        BoxFolder(root).require('train', 'val')
 
 
 def test_masks(tmp_path):

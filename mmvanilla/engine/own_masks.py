@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -12,9 +12,8 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from ..datasets.box_folder import read_size
-from ..datasets.image_files import find_unreadable
-from ..datasets.image_folder import find_images, hold_out, left_out
+from ..datasets.image_files import find_unreadable, read_size
+from ..datasets.image_folder import counted, find_images, hold_out, left_out
 from ..utils.configs import type_name
 from ..utils.errors import UserError
 from ..utils.files import write_beside
@@ -33,30 +32,34 @@ def use_mask_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     classes, colors = _read_classes(root / 'classes.txt')
     splits, notes = _find_pairs(root)
     bad, more = find_unreadable(root, [*chain(*splits.values())], check_images)
-    notes, numbers, paths = notes + more, {IGNORED}, {}
+    notes, numbers, paths = notes + more, {}, {}
     for split, pairs in splits.items():
         pairs = {x: y for x, y in pairs.items() if x not in bad}
         if not pairs and (split == 'val' or not checkpoint):
             raise UserError('; '.join([
                 f'--data: {root} has no image with a mask for {split}, as '
                 'images/train/a.jpg with masks/train/a.png', *notes]))
-        masks = _read_masks(root, pairs, colors, cfg, numbers)
+        masks, numbers[split] = _read_masks(root, pairs, colors, cfg)
         paths[split] = write_annotations(dict(metainfo={}, data_list=[
             dict(img_path=image, seg_map_path=mask, seg_fields=[],
                  label_map=None, reduce_zero_label=False)
             for image, mask in zip(pairs, masks)]), cfg, split)
-    found = sorted(numbers - {IGNORED})
+    found = sorted({*chain(*numbers.values())})
     trained = trained_classes(checkpoint) if checkpoint else classes
     if classes not in ([], trained):
         raise UserError(f'--data: {root} has the classes {some(classes, 12)}, '
                         f'but {checkpoint} those of {some(trained, 12)}')
     classes = trained or [str(i) for i in range(max(found, default=0) + 1)]
-    if not 1 < len(classes) < UNKNOWN or found[-1:] >= [len(classes)]:
+    if not len(classes) < UNKNOWN or found[-1:] >= [len(classes)] or not (
+            numbers['val'] and (checkpoint or len(numbers['train']) > 1)):
         raise UserError(
-            f'--data: the masks of {root} have the numbers {some(found, 12)} '
-            f'(beside {IGNORED}, which is left out) of {len(classes)} classes:'
-            ' name all of 2 or more in the lines of classes.txt, with their '
-            'colors if the masks have colors')
+            f'--data: the masks of {root} have the numbers '
+            f'{some(found or ["none"], 12)} (beside {IGNORED}, which is left '
+            f'out) of {len(classes)} classes: name all in classes.txt, with '
+            'any colors, and have pixels of 2 or more in train, of 1 in val')
+    if not checkpoint:
+        notes += counted({'classes have no pixel in train': [
+            x for i, x in enumerate(classes) if i not in numbers['train']]})
     palette = colors or np.random.default_rng(0).integers(
         0, 256, (len(classes), 3)).tolist()
     for split, dataset in find_datasets(cfg):
@@ -102,29 +105,33 @@ def _read_classes(path: Path) -> tuple[list[str], list[tuple]]:
 
 def _find_pairs(root: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Masks by the images of the same names, for each split, and notes."""
-    others, notes, splits = Counter(), [], {}
+    others, faults, splits = Counter(), defaultdict(list), {}
     for split in ('train', 'val'):
-        images, masks = ({
-            os.path.splitext(path)[0].split('/', 1)[1]: path
+        images, masks = {}, {}
+        for place, end, found in ((f'images/{split}', '', images),
+                                  (f'masks/{split}', '.png', masks)):
             for path in find_images(root, others, [place] * os.path.isdir(
-                root / place)) if end in path.lower()}
-            for place, end in ((f'images/{split}', '.'),
-                               (f'masks/{split}', '.png')))
+                    root / place)):
+                name = os.path.splitext(path)[0].split('/', 1)[1]
+                if name in found:
+                    faults['files repeat a name, and are left out'
+                           ].append(path)
+                elif path.lower().endswith(end):
+                    found[name] = path
         splits[split] = {images[x]: masks[x] for x in images if x in masks}
         for what, lone in (('images have no mask', {*images} - {*masks}),
                            ('masks have no image', {*masks} - {*images})):
-            if lone:
-                notes.append(f'--data: {len(lone)} {what} of the same name, '
-                             f'and are left out: {some(sorted(lone))}')
+            faults[f'{what} of the same name, and are left out'
+                   ] += sorted(lone)
     if not (root / 'images/val').is_dir():
         splits['val'] = {x: splits['train'].pop(x) for x in sorted(
             hold_out([*splits['train']]))}
-    return splits, notes + left_out(others)
+    return splits, counted(faults) + left_out(others)
 
 
 def _read_masks(root: Path, pairs: dict[str, str], colors: list[tuple],
-                cfg: Config, numbers: set[int]) -> list[str]:
-    """Check masks, add their numbers; their paths, with colors of copies."""
+                cfg: Config) -> tuple[list[str], set[int]]:
+    """Check masks; paths, of copies if they have colors, and numbers."""
     table, code = np.full(1 << 24, UNKNOWN, np.uint8), (1 << 16, 1 << 8, 1)
     table[-1] = IGNORED  # white
     for i, color in enumerate(colors):
@@ -160,5 +167,5 @@ def _read_masks(root: Path, pairs: dict[str, str], colors: list[tuple],
     if wrong:
         raise UserError(f'--data: {len(wrong)} masks of {root} cannot be used:'
                         f' {some(wrong)}')
-    numbers.update(*(x for _, x in found.values()))
-    return [str(folder / mask) for mask in pairs.values()]
+    numbers = {*chain(*(x for _, x in found.values()))} - {IGNORED}
+    return [str(folder / mask) for mask in pairs.values()], numbers

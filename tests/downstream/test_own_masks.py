@@ -133,14 +133,25 @@ def test_layouts(config, tmp_path):
     assert cfg.val_dataloader.dataset.metainfo.classes == ['0', '1', '2', '3']
     Image.new('L', (9, 9)).save(root / 'masks/train/alone.png')
     Image.new('L', (9, 9)).save(root / 'images/train/bare.jpg')
+    Image.new('L', (9, 9)).save(root / 'images/train/04.webp')
     (root / 'images/train/05.png').write_bytes(b'x')
+    keep(root, 0, 1, 3)
     assert re.search(
-        '1 images have no mask .*bare.*1 masks have no image .*alone.*1 of 10 '
-        'images are unreadable .*05.png', ' '.join(use_data(cfg, str(root))))
+        '1 files repeat a name, .*04.webp.*1 images have no mask .*bare.*1 '
+        'masks have no image .*alone.*1 of 10 images are unreadable .*05.png.*'
+        '1 classes have no pixel in train: 2',
+        ' '.join(use_data(cfg, str(root))))
 
 
 def change(root, name, array):
     Image.fromarray(array).save(root / 'masks' / 'train' / name)
+
+
+def keep(root, *numbers):
+    for path in (root / 'masks').rglob('*.png'):
+        mask = np.asarray(Image.open(path))
+        mask = np.where(np.isin(mask, numbers), mask, np.uint8(255))
+        Image.fromarray(mask).save(path)
 
 
 @pytest.mark.parametrize('colors, break_it, message', [
@@ -148,6 +159,7 @@ def change(root, name, array):
      r'1 masks .*03.png \(its size'),
     (False, lambda x: change(x, '00.png', np.full((64, 64), 7, np.uint8)),
      'the numbers 0, 1, 2, 3, 7 .*of 4 classes'),
+    (False, lambda x: keep(x, 0), r'numbers 0 \(beside 255, .*2 or more in'),
     (False, lambda x: change(x, '00.png', np.full((64, 64), 7, np.uint16)),
      'one number of 8 bits'),
     (True, lambda x: change(x, '00.png', np.full((64, 64, 3), 9, np.uint8)),

@@ -35,13 +35,17 @@ def use_data(cfg: Config, folder: str, checkpoint: str | None = None,
         raise UserError(f'--data is for configs of {", ".join(TOOLBOXES)}, '
                         f'but {cfg.filename} is for {scope}')
     check_parts(cfg, '--data', 'model')
+    from .own_boxes import use_box_folder, work_folder
+    work, root = work_folder(cfg).resolve(), Path(folder).expanduser()
+    if work.is_relative_to(root.resolve()):
+        raise UserError(f'--data: the work dir {work} is inside of {root}, '
+                        'where its pictures become data: use another one')
     if scope == 'mmpretrain':
         return use_image_folder(cfg, folder, checkpoint, check_images, balance)
     if balance:
         raise UserError('--balance is for classification, but '
                         f'{cfg.filename} is for {scope}')
     if scope == 'mmdet':
-        from .own_boxes import use_box_folder
         return use_box_folder(cfg, folder, checkpoint, check_images)
     from .own_masks import use_mask_folder
     return use_mask_folder(cfg, folder, checkpoint, check_images)

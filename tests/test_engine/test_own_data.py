@@ -172,6 +172,10 @@ def test_other_refusals(photos):
     with pytest.raises(UserError, match='--balance is for classification'):
         use_data(Config(dict(default_scope='mmdet', model={})), str(photos),
                  balance=True)
+    for scope in ('mmpretrain', 'mmdet', 'mmseg'):
+        with pytest.raises(UserError, match='/work is inside of .*/photos'):
+            use_data(Config(dict(default_scope=scope, model={},
+                                 work_dir=photos / 'work')), str(photos))
 
 
 def test_what_is_left_out_is_said(photos, tmp_path):

@@ -78,8 +78,10 @@ class Confusions(BaseMetric):
             path = info.get('img_path', '')
             images.append(mmcv.imread(path, channel_order='rgb') if path
                           else np.asarray(info['img']))
+            root = getattr(self.dataset, 'data_root', '')
             captions.append('label: {}\npredicted: {}\n{}'.format(
-                *(names[x] for x in self.labels[i]), Path(path).name))
+                *(names[x] for x in self.labels[i]),
+                path.removeprefix(f'{root}/')[-30:]))  # where it is cut
         if worst:
             contact_sheet(images, captions, worst[1])
             runner.logger.info(f'The images of largest loss: {worst[1]}')
@@ -104,8 +106,10 @@ def find_worst(cfg: Config, number: str, folder: str) -> tuple[int, Path]:
         raise UserError('--worst takes a number of images, 1 to 200, and a '
                         f'folder, but the number is {number}')
     path = Path(folder, 'worst.png')
+    if path.exists():
+        raise UserError(f'--worst: {path} exists: give another folder')
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_output(path, force=True)
+    check_output(path)
     return int(number), path
 
 

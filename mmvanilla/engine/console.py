@@ -25,7 +25,6 @@ from .hooks.deep_training_hook import unwrap_model
 # Scalars that are no metrics.
 OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'
                     'step|iter|epoch|(data_)?time|memory|coco/.*_precision')
-BY_CLASS = 'coco/.*_precision'  # CocoMetric(classwise=True)
 PICTURE = 16  # images
 
 
@@ -104,11 +103,10 @@ class ConsoleHook(Hook):
         best = [info[x] for x in info if x.startswith('best_ckpt')]
         if not best or best != self.best:
             self.best, self.kept = best, (metrics or {}, self.samples)
-        numbers = [(name, value) for name, value in (metrics or {}).items()
-                   if isinstance(value, int | float)
-                   and not OTHERS.fullmatch(name)]
-        if numbers:
-            self.metric = '  {} {:.4g}'.format(*numbers[0])
+        self.metric = next((
+            f'  {name} {value:.4g}' for name, value in (metrics or {}).items()
+            if isinstance(value, int | float) and not OTHERS.fullmatch(name)
+        ), self.metric)
 
     def after_train(self, runner) -> None:
         """Draw the curves and log the summary."""
@@ -196,7 +194,7 @@ def _by_class(metrics: dict) -> dict[str, str]:
         if f'coco/{key}_mAP' in metrics}
     rows['AP by class'] = some([
         f'{key[5:-10]} {value:.3f}' for key, value in metrics.items()
-        if re.fullmatch(BY_CLASS, key)], 20)
+        if key.endswith('_precision')], 20)
     if 'mIoU' in metrics:
         rows['mIoU'] = f'{metrics["mIoU"]:.2f} %'
     return rows
@@ -261,7 +259,7 @@ def read_curves(work_dir: Path) -> tuple[dict[str, dict[float, float]], str]:
             # Metrics have their epoch, or iteration, as `step` only.
             at = line.get(unit, line.get('step'))
             for name, value in line.items():
-                if isinstance(value, int | float):
+                if isinstance(value, int | float) and value != -1:  # no object
                     values[name, at].append(value)
         for (name, at), seen in values.items():
             curves[name][at] = sum(seen) / len(seen)

@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 from tiny import call_tool, refused, tiny_cfg
 
-from mmvanilla.engine.confusions import Confusions
+from mmvanilla.engine import confusions
+from mmvanilla.engine.confusions import Confusions, contact_sheet
 
 CLASSES = ['cat', 'dog', '猫']
 
@@ -61,6 +62,10 @@ def test_training_and_testing(tmp_path, monkeypatch, capfd):
     assert names == {'accuracy/top1'}
     assert len([*(tmp_path / 'work').glob('best_accuracy_top1_*')]) == 1
 
+    written = []
+    monkeypatch.setattr(
+        confusions, 'contact_sheet', lambda images, captions, path: (
+            written.extend(captions), contact_sheet(images, captions, path)))
     printed = call('test.py', 'config.py', 'work/epoch_2.pth', '--data',
                    'images', '--out', 'out.pkl', '--worst', 3, 'a/b')
     matrix, pairs, worst = expected(tmp_path / 'out.pkl')
@@ -75,6 +80,8 @@ def test_training_and_testing(tmp_path, monkeypatch, capfd):
         Image.open(tmp_path / 'a/b/worst.png').convert('RGB')).reshape(-1, 3)
     assert {*map(tuple, sheet.tolist())} & {*map(color, range(48))} == {
         color(int(Path(samples[i]['img_path']).stem)) for i in worst[:3]}
+    assert [f'{tmp_path}/images/{x.split()[-1]}' for x in written] == [
+        samples[i]['img_path'] for i in worst[:3]]
 
 
 def test_many_classes(tmp_path, monkeypatch, capfd):
@@ -98,7 +105,8 @@ def test_many_classes(tmp_path, monkeypatch, capfd):
     (tmp_path / 'file').write_text('')
     for options, message in (
             (['0', 'x'], '1 to 200.* is 0'), (['x', 'x'], 'number is x'),
-            (['3', 'file'], 'file: File exists')):
+            (['3', 'file'], 'file: File exists'),
+            (['3', 'shown'], 'shown/worst.png exists: give another')):
         assert re.search(message, refused(
             monkeypatch, capfd, *args, '--worst', *options, cwd=tmp_path))
 

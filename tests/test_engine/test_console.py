@@ -108,7 +108,8 @@ def point(epoch, iteration, loss):
 def test_curves_of_a_resumed_run_and_a_test(tmp_path):
     """What was run again counts once, whole lines only, tests not."""
     write(tmp_path / '20260101_000000', [
-        point(1, 1, 4.0), point(1, 2, 2.0), {'accuracy/top1': 30., 'step': 1},
+        point(1, 1, 4.0), point(1, 2, 2.0), {
+            'accuracy/top1': 30., 'coco/bbox_mAP_s': -1, 'step': 1},
         point(2, 3, 9.0), {'accuracy/top1': 99., 'step': 2},
         '{"lr": 0.1, "l'])
     write(tmp_path / '20260101_000001', [{'accuracy/top1': 7., 'step': 0}])
@@ -118,6 +119,7 @@ def test_curves_of_a_resumed_run_and_a_test(tmp_path):
     curves, unit = read_curves(tmp_path)
     assert unit == 'epoch'
     assert curves['loss'] == {1: 3.0, 2: 1.0, 3: 0.5}
+    assert 'coco/bbox_mAP_s' not in curves  # of objects that are not there
     assert curves['accuracy/top1'] == {1: 30, 2: 60, 3: 70}
     assert plot_curves(tmp_path) == tmp_path / 'curves.png'
     # Three panels: there is no lambda in this run.

@@ -13,7 +13,7 @@ class DenseDetector(nn.Module):
     """RetinaNet, FCOS, ATSS, RTMDet and others with a dense head."""
 
     output_names = ('boxes', 'scores', 'labels')
-    predicts = True  # the outputs are the toolbox's predictions
+    task, predicts = 'detection', True
 
     def __init__(self, model: nn.Module, example: Tensor):
         super().__init__()

@@ -33,7 +33,7 @@ class ExportReport:
 
     Attributes:
         path (Path): The file.
-        format (str): 'onnx', 'openvino', 'pt2' or 'aoti'.
+        format (str): Its format, its precision, and what it ran in.
         metadata (dict): What the file's metadata hold.
         verification (Comparison): The comparison.
     """
@@ -46,10 +46,10 @@ class ExportReport:
     def table(self) -> str:
         """The report in Markdown."""
         return markdown_table(['', 'value'], [
-            ('format', f'{self.format}, {self.metadata["precision"]}'),
+            ('format', self.format),
             *((f'size of {path.name}',
                f'{path.stat().st_size / 1e6:,.2f} MB')
-              for path in _paths(self.path, self.format)),
+              for path in _paths(self.path)),
             *self.verification.rows()])
 
 
@@ -62,20 +62,16 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
            force: bool = False) -> ExportReport:
     """Export a checkpoint in deploy form, and verify the file.
 
-    The file is written under a temporary name, opened in its own runtime and
-    compared with the network as it was before merging.
+    It is compared, in its own runtime, with the network before merging.
 
     Args:
         cfg (Config): The config of the checkpoint.
-        checkpoint (str): The checkpoint, in any form; merged first if it is
-            not in deploy form.
-        out (str): Where to write. OpenVINO writes the weights beside it, with
-            the suffix ``.bin``.
+        checkpoint (str): The checkpoint, in any form.
+        out (str): Where to write; OpenVINO's weights are beside it, in .bin.
         format (str): 'onnx', 'openvino', 'pt2' (``torch.export``) or 'aoti'
             (compiled ahead of time by Inductor). Defaults to 'onnx'.
-        precision (str): 'fp32', 'fp16', 'bf16' or 'int8', which is quantized
-            after training, calibrated on training images in the test
-            pipeline. Defaults to 'fp32'.
+        precision (str): 'fp32', 'fp16', 'bf16' or 'int8', which is calibrated
+            on training images in the test pipeline. Defaults to 'fp32'.
         part (str): 'model', which is a classifier, a detector or a
             segmentor, or 'backbone'. Defaults to 'model'.
         dynamic_batch (bool): Whether the file takes any number of images.
@@ -85,24 +81,23 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
         preprocess (bool): Whether the file takes uint8 images, (N, H, W, 3)
             in RGB or (N, H, W, 1), and normalizes them. Defaults to False.
         opset (int, optional): Opset of ONNX, from 17. Defaults to None: 18.
-        samples (int): Maximum number of samples of the validation set to
-            compare on. Defaults to 512.
-        calibration_samples (int): Maximum number of samples of the training
-            set to calibrate int8 on. Defaults to 256.
-        tol (float): The maximum allowed relative error of an output tensor in
-            fp32. Defaults to 1e-4.
-        max_drop (float): The maximum allowed drop of the top-1 accuracy, the
-            AP or the mIoU in lower precisions, in percentage points.
-            Defaults to 1.0.
+        samples (int): Maximum number of validation samples to compare on.
+            Defaults to 512.
+        calibration_samples (int): Maximum number of training samples to
+            calibrate int8 on. Defaults to 256.
+        tol (float): Maximum relative error of an output in fp32. Defaults to
+            1e-4.
+        max_drop (float): Maximum drop of the top-1 accuracy, the AP or the
+            mIoU in lower precisions, in points. Defaults to 1.0.
         force (bool): Whether to replace existing files. Defaults to False.
 
     Returns:
         ExportReport: What was exported and how it compares.
 
     Raises:
-        UserError: If a package is missing, the combination is not supported,
-            the checkpoint does not fit or cannot be merged, ``out`` cannot be
-            written, or the outputs differ. No file is written then.
+        UserError: If a package is missing, the options or the checkpoint do
+            not fit, ``out`` cannot be written, or the outputs differ. No file
+            is written then.
     """
     out, checkpoint = Path(out), str(checkpoint)
     check_format(format, precision, opset)
@@ -111,7 +106,7 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
     if out.suffix != FORMATS[format].suffix:
         raise UserError(f'the name of a file of {format} must end in '
                         f'{FORMATS[format].suffix}, but got {out}')
-    paths = _paths(out, format)
+    paths = _paths(out)
     for path in paths:
         check_output(path, [checkpoint.split('://')[-1]], force)
 
@@ -126,7 +121,8 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
     with scope_of(cfg), torch.no_grad():
         example = prepare(model, found.batches[0])[0]
         network = make_network(model, part, example)
-        metadata = describe(cfg, model, meta, example, part, dynamic_size)
+        metadata = describe(
+            cfg, model, meta, example, network.task, dynamic_size)
         inputs = partial(_inputs, model, metadata, dynamic_size)
         if network.predicts:
             _check_predicting(network, format, precision,
@@ -149,12 +145,10 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
             notes.append(('calibrated on', f'{images} in the test pipeline'))
             if format == 'openvino' and getattr(network, 'float_layers', 0):
                 notes.append(('kept in float32', "the head's layers"))
-        before = network
         # Detectors are compared with the toolbox's own predictions.
-        if not hasattr(network, 'input_size'):
-            before = make_network(unmerged, part, example)
-        if before is not network and _is_constant(
-                before, inputs(found.batches[:8])):
+        exact = network.task != 'detection'
+        before = make_network(unmerged, part, example) if exact else network
+        if exact and _is_constant(before, inputs(found.batches[:8])):
             compare_layers(unmerged, model, WHAT)
             found = replace(found, batches=found.batches[:1], whole=False)
             notes.append(('the outputs are the same for all samples',
@@ -173,13 +167,13 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
                     compare(*(partial(_outputs, before.output_names, forward)
                               for forward in (before, run)),
                             [dict(inputs=x)], tol, precision, what=WHAT)
-    comparison.notes += [*notes, ('runtime', run.runtime)]
-    return ExportReport(out, format, run.metadata, comparison)
+    comparison.notes += notes
+    return ExportReport(out, run.title, run.metadata, comparison)
 
 
-def _paths(out: Path, format: str) -> list[Path]:
+def _paths(out: Path) -> list[Path]:
     """The files to write; the last one is what the others belong to."""
-    return [out.with_suffix('.bin'), out] if format == 'openvino' else [out]
+    return [out.with_suffix('.bin'), out] if out.suffix == '.xml' else [out]
 
 
 def _check_predicting(network: nn.Module, format: str, precision: str,
@@ -187,10 +181,9 @@ def _check_predicting(network: nn.Module, format: str, precision: str,
     if format not in ('onnx', 'openvino'):
         raise UserError(f'a whole {type(network.model).__name__} is exported '
                         f'to onnx or openvino, not to {format}')
-    if hasattr(network, 'input_size') and is_dynamic:
-        raise UserError(
-            'a whole detector takes one image of one size: leave out '
-            '--dynamic-batch and --dynamic-size')
+    if network.task == 'detection' and is_dynamic:
+        raise UserError('a whole detector takes one image of one size: leave '
+                        'out --dynamic-batch and --dynamic-size')
     if precision != 'fp32' and not samples.whole:
         raise UserError(
             f'{precision} is judged by AP or mIoU of the whole validation '

@@ -47,8 +47,8 @@ class Exported:
             self.path, self.shape = path, self.metadata['input_shape']
             runtime = ('torch', *FORMATS[format].packages)[-1]
             version = importlib.import_module(runtime).__version__
-            self.title = f'{format}, {self.metadata["precision"]}'
-            self.runtime = f'{runtime} {version}'
+            self.title = (f'{format}, {self.metadata["precision"]}, in '
+                          f'{runtime} {version}')
         except UserError:
             raise
         except Exception as e:  # each runtime has errors of its own
@@ -57,10 +57,7 @@ class Exported:
                 f'but reading it fails: {type(e).__name__}') from e
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Outputs for normalized images, float32, (N, C, H, W).
-
-        A file of ``--preprocess`` gets the pixels that they were made of.
-        """
+        """Outputs for normalized images, float32, (N, C, H, W)."""
         if self.metadata.get('input') == 'uint8':
             images = to_pixels(images, self.metadata)
         # A library of aoti reads the memory without checking the shape.
@@ -81,27 +78,19 @@ def _format_of(path: Path) -> str | None:
         path.suffix)
 
 
-def read_metadata(path: str | Path,
-                  format: str | None = None) -> dict[str, object]:
+def read_metadata(path: str | Path) -> dict[str, object]:
     """Read what an exported file tells of itself.
 
     Args:
         path (str | Path): The file. OpenVINO needs its weights beside it.
-        format (str, optional): 'onnx', 'openvino', 'pt2' or 'aoti'. Defaults
-            to None: what the file's name and content show.
 
     Returns:
-        dict[str, object]: ``format_version``, ``version``, ``part``,
-        ``task``, ``precision``, ``opset`` (of ONNX), ``labels``, ``input``,
-        ``input_shape``, ``input_size``, ``preprocess``, ``mean``, ``std``,
-        ``channel_order``, ``padding`` and, of a detector or a segmentor,
-        ``outputs`` and settings. docs/en/exported_files.md describes them.
+        dict[str, object]: What docs/en/exported_files.md describes.
 
     Raises:
-        UserError: If the format is unknown, or the file cannot be read as a
-            file of that format that mmvanilla wrote.
+        UserError: If it cannot be read as a file that mmvanilla wrote.
     """
-    return Exported(path, format).metadata
+    return Exported(path).metadata
 
 
 def prepare(model: nn.Module, batch: dict,
@@ -159,12 +148,8 @@ class ExportedModel(BaseModel):
     def forward(self, inputs: Tensor, data_samples: list,
                 mode: str = 'predict') -> list:
         """From normalized images to data samples with predictions."""
-        padding = self.run.metadata['padding']
-        return self.predict(pad(inputs, padding, data_samples), data_samples)
-
-    def predict(self, inputs: Tensor, data_samples: list) -> list:
-        """The same, of images that are padded."""
-        outputs, meta = self.run(inputs), self.run.metadata
+        meta = self.run.metadata
+        outputs = self.run(pad(inputs, meta['padding'], data_samples))
         if self.scope == 'mmdet':
             outputs = dict(zip(meta['outputs'], outputs))
             sample, = data_samples
@@ -211,9 +196,8 @@ class Results:
                  run: Exported, samples: Samples) -> None:
         self.model, self.run = model, run
         self.names, self.predicts = network.output_names, network.predicts
-        self.models = network, run
-        if self.predicts:
-            self.models = model, ExportedModel(run, model.data_preprocessor)
+        self.models = (model, ExportedModel(run, model.data_preprocessor)) if (
+            self.predicts) else (network, run)
         self.count, self.evaluators = len(samples.batches), []
         if self.predicts and samples.whole and cfg.get('val_evaluator'):
             dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
@@ -235,7 +219,7 @@ class Results:
             # Metrics are of images as the toolbox pads them.
             own = self.models[i].test_step(copy.deepcopy(batch))
         sample.set_metainfo(dict(img_shape=size, pad_shape=size))
-        found, = self.models[i].predict(x, [sample])
+        found, = self.models[i](x, [sample], mode='predict')
         if self.evaluators:
             self.evaluators[i].process(own or [found], batch)
         # In lower precisions only the mIoU is judged.
@@ -245,6 +229,6 @@ class Results:
 
     def metrics(self) -> dict[str, tuple[float, float]]:
         """The config's metrics of both, where all samples were compared."""
-        before, after = (x.evaluate(self.count) for x in self.evaluators) if (
-            self.evaluators) else ({}, {})
+        before, after = [
+            x.evaluate(self.count) for x in self.evaluators] or ({}, {})
         return {name: (before[name], after[name]) for name in before}

@@ -4,14 +4,12 @@ import copy
 
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmpretrain.models import ClsHead
 from torch import Tensor, nn
 
 from ..utils.configs import class_names, test_dataset
 from ..version import __version__
 
 FORMAT_VERSION = 2
-CLASSIFIERS = 'classification', 'logits'
 HOSTS = 'mmcv', 'mmdet', 'mmpretrain', 'mmseg'
 # Transforms that a file can tell of, with their arguments.
 STEPS = dict(
@@ -26,13 +24,15 @@ DEFAULTS = dict(auto_pad=False, pad_to_square=False, padding_mode='constant',
 
 
 def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
-             part: str, dynamic_size: bool = False) -> dict[str, object]:
+             task: str, dynamic_size: bool = False) -> dict[str, object]:
     """The metadata of the exported file: what a server needs to use it."""
     processor, size = model.data_preprocessor, list(example.shape[2:])
     divisor = getattr(processor, 'pad_size_divisor', None) or (
         getattr(processor, 'test_cfg', None) or {}).get('size_divisor') or 1
-    task, padding = _task(model, part), None
-    if divisor > 1 or not (dynamic_size or task in CLASSIFIERS):
+    part = 'backbone' if task == 'features' else 'model'
+    padding = None
+    if divisor > 1 or not (
+            dynamic_size or task in ('classification', 'logits')):
         padding = dict(divisor=divisor) if dynamic_size else dict(size=size)
         padding['value'] = getattr(  # of normalized images
             processor, 'pad_value', getattr(processor, 'pad_val', 0))
@@ -55,17 +55,6 @@ def normalization(processor: nn.Module, channels: int) -> dict[str, object]:
         std=[1.0] * channels if std is None else std.flatten().tolist(),
         channel_order='gray' if channels == 1 else
         'RGB' if converted else 'BGR')
-
-
-def _task(model: nn.Module, part: str) -> str:
-    if part == 'backbone':
-        return 'features'
-    if not hasattr(model, 'head'):
-        found = hasattr(model, 'decode_head')
-        return 'segmentation' if found else 'detection'
-    # Other heads do not take the softmax of their logits.
-    found = getattr(type(model.head), '_get_predictions', None)
-    return CLASSIFIERS[found is not ClsHead._get_predictions]
 
 
 def _steps(cfg: Config, channels: int) -> list[dict[str, object]] | None:

@@ -1,6 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """The part of a model that is exported."""
 import torch
+from mmpretrain.models import ClsHead
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
@@ -11,7 +12,7 @@ from .two_stage import TwoStageDetector
 class Network(nn.Module):
     """A classifier's logits, or a backbone's feature maps, of images."""
 
-    predicts = False
+    predicts = False  # whether the outputs are the toolbox's predictions
     settings = {}  # for the metadata
 
     def __init__(self, backbone: nn.Module, head: nn.Module | None = None,
@@ -20,6 +21,10 @@ class Network(nn.Module):
         self.output_names = ('logits', ) if head is not None else tuple(
             f'feature_{i}' for i in range(num_outputs))
         self.backbone, self.head, self.neck = backbone, head, neck
+        # Other heads do not take the softmax of their logits.
+        scores = getattr(type(head), '_get_predictions', None)
+        self.task = 'features' if head is None else 'logits' if (
+            scores is not ClsHead._get_predictions) else 'classification'
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C, H, W) -> [(N, num_classes)], or the feature maps."""
@@ -33,7 +38,7 @@ class Segmentor(nn.Module):
     """A segmentor with any decode head of mmseg."""
 
     output_names = ('logits', 'labels')
-    predicts = True  # the outputs are the toolbox's predictions
+    task, predicts = 'segmentation', True
 
     def __init__(self, model: nn.Module):
         super().__init__()

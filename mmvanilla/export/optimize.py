@@ -19,37 +19,31 @@ def optimize_for_inference(model: nn.Module, example: Tensor,
                            backend: str = 'inductor') -> nn.Module:
     """Optimize a merged network for speed, with the same outputs.
 
-    The returned network is for inference only: its weights must not be
-    changed, it has no gradients, and it cannot be saved or exported. The given
-    model is not changed. All backends compute in channels_last.
+    The returned network computes in channels_last, and is for inference: its
+    weights must not be changed, it has no gradients, and it cannot be saved or
+    exported. The backends:
 
-    'inductor' compiles at once, for about a minute at most, with the weights
-    as constants, which it packs. It needs a C++ compiler. For inputs of
-    another shape than the example it compiles again, without packed weights.
-    On a GPU it compiles with CUDA graphs.
-
-    'eager' needs no compiler: oneDNN packs each convolution's weight once. It
-    is for CPUs and float32.
-
-    'triton' is for GPUs and 16 bit: each stage of a VanillaNet becomes two
-    kernels, and the network is one CUDA graph for inputs of the example's
-    shape. It serves one stream at a time.
+    - 'inductor' compiles at once, for about a minute at most, with constant
+      weights, which it packs; on a GPU with CUDA graphs. It needs a C++
+      compiler. For inputs of another shape it compiles again, unpacked.
+    - 'eager' is for CPUs and float32: oneDNN packs each convolution's weight.
+    - 'triton' is for GPUs and 16 bit: each stage of a VanillaNet becomes two
+      kernels, and the network one CUDA graph for inputs of the example's
+      shape, which serves one stream at a time.
 
     Args:
         model (nn.Module): A network in deploy form, from one tensor to a
-            tensor, or a list or tuple of tensors.
+            tensor, or a list or tuple of tensors. It is not changed.
         example (Tensor): An input, (N, C, H, W), with the batch size, image
             size, dtype and device that the network will be used with.
-        backend (str): 'inductor', 'eager' or 'triton'. Defaults to
-            'inductor'.
+        backend (str): Defaults to 'inductor'.
 
     Returns:
         nn.Module: Takes and returns what ``model`` does.
 
     Raises:
-        UserError: If the model is not in deploy form, the backend is
-            unknown, does not run on the device of the example, or has no
-            compiler.
+        UserError: If the model is not in deploy form, or the backend is
+            unknown, not for this example, or lacks what it needs.
     """
     if backend not in ('inductor', 'eager', 'triton'):
         raise UserError('backend must be one of inductor, eager, triton, but '
@@ -59,14 +53,13 @@ def optimize_for_inference(model: nn.Module, example: Tensor,
         raise UserError('the network must be in deploy form, but '
                         f'"{next(iter(layers))}" is not merged: call '
                         'switch_to_deploy first')
-    if backend == 'eager' and example.device.type != 'cpu':
-        raise UserError("backend 'eager' is for CPUs, but the example is on "
-                        f'{example.device}')
-    if backend == 'triton' and not (
-            example.is_cuda and example.dtype in (torch.float16,
-                                                  torch.bfloat16)):
-        raise UserError("backend 'triton' is for GPUs and 16 bit, but the "
-                        f'example is {example.dtype} on {example.device}')
+    half = example.dtype in (torch.float16, torch.bfloat16)
+    if backend == 'eager' and example.device.type != 'cpu' or (
+            backend == 'triton' and not (example.is_cuda and half)):
+        raise UserError(
+            f"backend '{backend}' is for "
+            + ('CPUs' if backend == 'eager' else 'GPUs and 16 bit')
+            + f', but the example is {example.dtype} on {example.device}')
     network = copy.deepcopy(model).eval().requires_grad_(False)
     network = network.to(memory_format=torch.channels_last)
     example = example.contiguous(memory_format=torch.channels_last)

@@ -1,9 +1,5 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
-"""Programs of ``torch.export`` (pt2), or compiled by Inductor (aoti).
-
-An aoti file holds a library for the instruction set of this machine's CPU.
-C++ opens it with ``torch::inductor::AOTIModelPackageLoader``.
-"""
+"""Programs of ``torch.export`` (pt2), or compiled by Inductor (aoti)."""
 import copy
 import json
 from pathlib import Path

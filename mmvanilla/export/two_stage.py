@@ -19,7 +19,7 @@ PASTING = ('masks[i] is the probability over boxes[i]: resize it to the box '
 class TwoStageDetector(nn.Module):
     """Faster R-CNN or Mask R-CNN."""
 
-    predicts = True  # the outputs are the toolbox's predictions
+    task, predicts = 'detection', True
 
     def __init__(self, model: nn.Module, example: Tensor):
         super().__init__()

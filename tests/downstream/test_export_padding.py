@@ -50,8 +50,6 @@ def test_detects_in_images_that_the_pipeline_pads(tmp_path):
 def test_segments_images_that_the_file_pads(tmp_path):
     cfg = read_config(str(CONFIGS / 'upernet_shapes.py'))
     dataset = cfg.val_dataloader.dataset
-    dataset.pipeline = [
-        x for x in dataset.pipeline if x['type'] != 'Resize']
     dataset.data_root = str(tmp_path)
     rng = np.random.default_rng(0)
     for name, folder in dataset.data_prefix.items():

@@ -217,6 +217,6 @@ def test_metadata_describes_the_input():
     model.data_preprocessor = ClsDataPreprocessor(
         mean=[1, 2, 3], std=[1, 1, 1], to_rgb=True)
     assert describe(Config(), model, dict(CLASSES=['cat']),
-                    torch.zeros(1, 3, 5, 7), 'model').items() >= dict(
+                    torch.zeros(1, 3, 5, 7), 'logits').items() >= dict(
         channel_order='RGB', mean=[1, 2, 3], std=[1, 1, 1],
         input_size=[5, 7], labels=['cat']).items()

@@ -72,9 +72,9 @@ def test_files_of_others(exported, tmp_path):
         with pytest.raises(UserError, match='that mmvanilla exported as'):
             Exported(tmp_path / path.name)
     with pytest.raises(UserError, match='one of onnx, openvino, pt2, aoti'):
-        read_metadata(path, 'tflite')
+        Exported(path, 'tflite')
     with pytest.raises(UserError, match='there is no file .*nothing'):
-        read_metadata(tmp_path / 'nothing', format)
+        Exported(tmp_path / 'nothing', format)
     for name, sentence in ((path.name, 'that mmvanilla exported as'),
                            ('net.tflite', 'one of onnx, openvino, pt2, aoti')):
         for suffix in (path.suffix, '.tflite', '.bin'):

@@ -141,8 +141,7 @@ def test(config: str, checkpoint: str, deploy: bool = False,
             runner.logger.warning(note)
         model = unwrap_model(runner.model)
         if exported:
-            runner.logger.info(f'Testing {checkpoint}: {model.run.title}, in '
-                               f'{model.run.runtime}')
+            runner.logger.info(f'Testing {checkpoint}: {model.run.title}')
             old = model.run.metadata['labels']
         else:
             # Before EMAHook copies the model: `state_dict` holds the average.
@@ -219,14 +218,18 @@ class _FoldersInNames(Hook):
 
 def _use_file(cfg: Config, path: str, threads: int | None) -> None:
     """Make an exported file the model, with the config's preprocessor."""
-    from ..export import read_metadata
-    if read_metadata(path)['input_shape'][0] != -1:
+    from ..export.exported import read_metadata, scope_of_file
+    meta, scope = read_metadata(path), scope_name(cfg)
+    if scope_of_file(path, meta) != scope:
+        raise UserError(f'{path} is for {meta["task"]}, but {cfg.filename} is '
+                        f'a config of {scope}')
+    if meta['input_shape'][0] != -1:
         cfg.test_dataloader.batch_size = 1
     node = cfg.model
     while 'data_preprocessor' not in node and 'model' in node:
         node = node.model  # inside of WithDeepTraining
     found = node.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    if scope_name(cfg) == 'mmpretrain':  # the default of its classifiers
+    if scope == 'mmpretrain':  # the default of its classifiers
         found.setdefault('type', 'ClsDataPreprocessor')
     cfg.model = ConfigDict(
         type='mmvanilla.export.exported.ExportedModel', file=path,

@@ -65,7 +65,9 @@ class Comparison:
                      ('maximum absolute difference', f'{self.max_abs:.3g}')]
         rows += [(name, f'{100 * equal / total:.2f} % of {total:,}'
                   if total else 'none predicted')
-                 for name, (total, equal) in self.counts.items()]
+                 for name, (total, equal) in self.counts.items()
+                 # What lower precisions are not judged by.
+                 if self.precision == 'fp32' or name == 'top-1 agreement']
         rows += [(name, f'{before:.4g} before, {after:.4g} after')
                  for name, (before, after) in (
                      self.accuracy | self.metrics).items()]
@@ -199,6 +201,9 @@ class Comparison:
                 'measured: compare on the whole validation set, whose images '
                 "must fit the network's input, with a val_evaluator that "
                 'gives one of them')
+        if judged:
+            self.notes.append((f'{self.precision} is judged by',
+                               f'the drop of {", ".join(judged)}'))
         for name, (before, after) in judged.items():
             # mmdet's AP is from 0 to 1, the others are in per cent.
             drop = (before - after) * (100 if name.endswith('mAP') else 1)

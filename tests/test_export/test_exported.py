@@ -101,6 +101,7 @@ def changed(digits, tmp_path, **metadata):
     ({}, ['--cfg-options', 'model.head.topk=1'], 'changes nothing'),
     ({}, ['--cfg-options', 'test_dataloader.dataset.pipeline.0.scale=40'],
      'shape [-1, 1, 32, 32], where -1 is any number, but got [16, 1, 40, 40]'),
+    (dict(task='detection', mean=[1.0]), [], 'is for detection, but'),
     (dict(mean=[1.0]), [], 'with mean [1.0], but the data preprocessor has'),
     (dict(labels=['a', 'b']), [], 'was trained for a, b, but'),
     (dict(task='features'), [], 'is for features, with metadata of version 2'),

@@ -154,7 +154,7 @@ class BoxFolder:
                 if entry['image_id'] not in files:
                     raise ValueError('images has no such image_id')
                 file = files[entry['image_id']]
-                where = entry.get('line', f'{file}, id {entry.get("id")}')
+                where = entry.get('line', f'{file} (id {entry.get("id")})')
                 if label not in names:
                     raise UserError(
                         f'--data: {where} has the class {label}, but {path} '
@@ -166,7 +166,7 @@ class BoxFolder:
                 elif file in self.splits[split]:
                     size, boxes = self.splits[split][file]
                     boxes += self._check_box(entry, *size, where, names[label])
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             text = f'{"no " * isinstance(e, KeyError)}{e}: {entry}'
             raise UserError(f'--data: {path} has an entry that cannot be read:'
                             f' {" ".join(text.split()):.160}') from e

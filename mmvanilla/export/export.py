@@ -33,20 +33,20 @@ class ExportReport:
 
     Attributes:
         path (Path): The file.
-        format (str): Its format, its precision, and what it ran in.
+        title (str): Its format, its precision, and what it ran in.
         metadata (dict): What the file's metadata hold.
         verification (Comparison): The comparison.
     """
 
     path: Path
-    format: str
+    title: str
     metadata: dict[str, object]
     verification: Comparison
 
     def table(self) -> str:
         """The report in Markdown."""
         return markdown_table(['', 'value'], [
-            ('format', self.format),
+            ('format', self.title),
             *((f'size of {path.name}',
                f'{path.stat().st_size / 1e6:,.2f} MB')
               for path in _paths(self.path)),

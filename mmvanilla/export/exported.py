@@ -2,7 +2,6 @@
 """An exported file in its own runtime, as a model of the toolbox."""
 import copy
 import importlib
-import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..reparam.compare import Result
 from ..reparam.samples import Samples
 from ..utils.errors import UserError
-from .formats import FORMATS, to_pixels
+from .formats import FORMATS, quiet, to_pixels
 from .metadata import FORMAT_VERSION, normalization
 
 SCOPES = dict(
@@ -41,8 +40,7 @@ class Exported:
             raise UserError(f'format must be one of {", ".join(FORMATS)}, but '
                             f'got {format or path}')
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
+            with quiet():
                 self._run, self.metadata = FORMATS[format].open(path, threads)
             self.path, self.shape = path, self.metadata['input_shape']
             runtime = ('torch', *FORMATS[format].packages)[-1]

@@ -80,7 +80,7 @@ def write(network: nn.Module, example: Tensor, path: Path, format: str,
         metadata.update(input='uint8', input_shape=[n, *size, c])
         example, *calibration = (to_pixels(x, metadata)
                                  for x in (example, *(calibration or ())))
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         FORMATS[format].write(network, example, Path(path), metadata,
                               calibration)
 
@@ -96,12 +96,13 @@ def to_pixels(images: Tensor, metadata: dict) -> Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what exporters say of one another's deprecations."""
+def quiet() -> Iterator[None]:
+    """Leave out what exporters and runtimes say beside their errors."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter('ignore')
-        for logger in map(logging.getLogger, (None, 'nncf', 'torch')):
+        for logger in map(logging.getLogger, (
+                None, 'nncf', 'torch', 'torch.export')):
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         yield

@@ -182,3 +182,20 @@ def test_photos_have_one_label(
     expected = [CLASSES[logits.argmax()] for logits in wanted]
     assert len({*expected}) == 4 and len(expected) == 80
     assert expected == checkpoint == exported == snippet
+
+
+@pytest.mark.parametrize('format', ['onnx', 'openvino', 'pt2'])
+@pytest.mark.parametrize('zipped', [False, True])
+def test_other_and_damaged_files(format, zipped, tmp_path, capfd, caplog):
+    """One sentence, and nothing of the runtime beside it."""
+    needs(*FORMATS[format].packages)
+    path = tmp_path / f'net{FORMATS[format].suffix}'
+    path.with_suffix('.bin').write_bytes(b'')
+    torch.save(dict(state_dict={}), path)
+    if not zipped:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match='must be a file that mmvanilla exp'):
+        read_metadata(path)
+    # OpenVINO's parsers print from C++.
+    assert format == 'openvino' or not (
+        ''.join(capfd.readouterr()) or caplog.records)

@@ -54,8 +54,10 @@ def read_size(path: Path) -> tuple[int, int] | None:
     """Width and height as OpenCV reads an image; None if it cannot be read."""
     try:
         with Image.open(path) as image:
-            turned = 'exif' in image.info and image.format != 'WEBP' and (
-                image.getexif().get(274, 1) > 4)
+            turned = 'exif' in image.info and image.getexif().get(274, 1) > 4
+            if turned and image.format == 'WEBP':  # OpenCV 5 turns it, 4 not
+                data = np.fromfile(path, np.uint8)
+                return cv2.imdecode(data, cv2.IMREAD_COLOR).shape[1::-1]
             return image.size[::-1] if turned else image.size
     except Exception:  # of many kinds, by the format
         return None

@@ -147,6 +147,7 @@ def test_faults_of_yolo(tmp_path):
     (root / 'labels/train/001.txt').write_text(text)
     (root / 'labels/train/002.txt').unlink()
     (root / 'images/train/003.png').unlink()
+    (root / 'labels/train/classes.txt').write_text('circle')
     shutil.copy(root / 'images/train/004.png', root / 'images/val/014.png')
     shutil.copy(root / 'images/val/010.png', root / 'images/val/010.jpg')
     (root / 'data2.yaml').write_text('names: [a]\ntest: nowhere')
@@ -157,6 +158,7 @@ def test_faults_of_yolo(tmp_path):
         'splits called test are not used': 1,
         'images of val are left out of train': 1,
         'images without a file are left out': 1,
+        'label files without an image are not used': 1,
         'boxes are clipped to their image': 1,
         'boxes are outside of their image or empty (less than a pixel)': 3,
         'polygons of under 3 points are left out': 1,

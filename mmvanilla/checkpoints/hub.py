@@ -111,7 +111,8 @@ def _download(name: str) -> Path:
             read_checkpoint(part)
     except (OSError, ValueError, HTTPException, UserError) as e:
         raise UserError(f'cannot download {url} ({e}): put the file by hand '
-                        f'at {path}') from e
+                        f'at {path}, or train without it by --cfg-options '
+                        'load_from=None') from e
     return path
 
 

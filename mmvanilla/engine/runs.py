@@ -4,6 +4,7 @@ import copy
 import os
 import os.path as osp
 from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 
 import mmengine
@@ -128,7 +129,7 @@ def test(config: str, checkpoint: str, deploy: bool = False,
     if show or show_dir:
         _draw(cfg, show_dir, show=show, interval=interval, wait_time=wait_time)
     if exported:
-        _use_file(cfg, checkpoint, threads)
+        notes += _use_file(cfg, checkpoint, threads)
     if tta:
         _add_tta(cfg)
     if amp:
@@ -152,7 +153,9 @@ def test(config: str, checkpoint: str, deploy: bool = False,
         if old and new and old != new and (
                 exported or scope_name(cfg) == 'mmpretrain'):
             raise UserError(f'{checkpoint} was trained for {some(old, 12)}, '
-                            f'but the test data have {some(new, 12)}')
+                            f'but the test data have {some(new, 12)}'
+                            + ': give the folder that it was trained on by '
+                            '--data' * (data is None))
         if out and out_item != 'metrics':
             runner.test_evaluator.metrics.append(DumpResults(str(written)))
         if deploy:
@@ -216,9 +219,10 @@ class _FoldersInNames(Hook):
                 sample.set_metainfo(dict(img_path=name.replace(os.sep, '_')))
 
 
-def _use_file(cfg: Config, path: str, threads: int | None) -> None:
+def _use_file(cfg: Config, path: str, threads: int | None) -> list[str]:
     """Make an exported file the model, with the config's preprocessor."""
     from ..export.exported import read_metadata, scope_of_file
+    from ..export.metadata import steps
     meta, scope = read_metadata(path), scope_name(cfg)
     if scope_of_file(path, meta) != scope:
         raise UserError(f'{path} is for {meta["task"]}, but {cfg.filename} is '
@@ -235,6 +239,12 @@ def _use_file(cfg: Config, path: str, threads: int | None) -> None:
         type='mmvanilla.export.exported.ExportedModel', file=path,
         threads=threads, data_preprocessor=found)
     cfg.custom_hooks = []  # which train, or need a model's layers
+    with configs.scope_of(cfg):
+        ours = steps(cfg, len(meta['mean']))
+    return [f'{path} was exported with another test pipeline than that of '
+            f'{cfg.filename}, which is used: it has {x} instead of {y}'
+            for x, y in zip_longest(meta['preprocess'] or (), ours or ())
+            if ours and meta['preprocess'] and x != y][:1]
 
 
 def _draw(cfg: Config, folder: str | None, **options) -> None:

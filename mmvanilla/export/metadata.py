@@ -1,6 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """What an exported file tells of itself, docs/en/exported_files.md."""
 import copy
+import json
 
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -40,7 +41,7 @@ def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
         format_version=FORMAT_VERSION, version=__version__, part=part,
         task=task, labels=class_names(cfg, meta) if part == 'model' else [],
         input='normalized', input_size=size,
-        preprocess=_steps(cfg, example.shape[1]),
+        preprocess=steps(cfg, example.shape[1]),
         **normalization(processor, example.shape[1]), padding=padding)
 
 
@@ -57,21 +58,21 @@ def normalization(processor: nn.Module, channels: int) -> dict[str, object]:
         'RGB' if converted else 'BGR')
 
 
-def _steps(cfg: Config, channels: int) -> list[dict[str, object]] | None:
+def steps(cfg: Config, channels: int) -> list[dict[str, object]] | None:
     """The test pipeline up to the normalization; None if not known."""
-    steps = []
+    found = []
     pipeline = copy.deepcopy(test_dataset(cfg).get('pipeline') or [])
     for transform in Compose(pipeline).transforms:
         kind = type(transform)
         name = kind.__name__ * (kind.__module__.split('.')[0] in HOSTS)
         if name in STEPS and all(getattr(transform, key, value) == value
                                  for key, value in DEFAULTS.items()):
-            steps.append(dict(type=name) | {
+            found.append(dict(type=name) | {
                 key: getattr(transform, key) for key in STEPS[name]})
         elif not name.startswith(('Pack', 'LoadAnnotations')):
             return None
-    if not steps or steps[0]['type'] != 'LoadImageFromFile':
-        steps.insert(0, dict(  # the data set holds images, not files
+    if not found or found[0]['type'] != 'LoadImageFromFile':
+        found.insert(0, dict(  # the data set holds images, not files
             type='LoadImageFromFile', imdecode_backend='cv2',
             color_type='grayscale' if channels == 1 else 'color'))
-    return steps
+    return json.loads(json.dumps(found))  # as a file has them: no tuples

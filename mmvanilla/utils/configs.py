@@ -230,7 +230,8 @@ def check_data(cfg: Config, *loaders: str) -> None:
         if cfg.get(loader) and isinstance(cfg[loader].get('dataset'), dict):
             problem = missing_data(cfg[loader].dataset)
             if problem:
-                raise UserError(problem)
+                raise UserError(f'{problem}; a folder of your own is given by '
+                                '--data')
 
 
 def class_names(cfg: Config, meta: dict) -> list[str]:

@@ -94,6 +94,14 @@ def changed(digits, tmp_path, **metadata):
     return tmp_path / 'changed.onnx'
 
 
+def test_another_pipeline_than_the_exported_one(digits, tool, tmp_path):
+    *steps, last = read_metadata(digits / 'net.onnx')['preprocess']
+    for scale, named in ((last['scale'], 0), ([9, 9], 1)):
+        printed, _ = tool(changed(digits, tmp_path, preprocess=[
+            *steps, dict(last, scale=scale)]))
+        assert printed.count('another test pipeline') == named
+
+
 @pytest.mark.parametrize('metadata, options, sentence', [
     ({}, ['--deploy'], '--deploy is for a checkpoint'),
     ({}, ['--tta'], '--tta is for a checkpoint'),

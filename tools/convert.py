@@ -8,23 +8,16 @@ from options import run
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('src', help='checkpoint to read')
-    parser.add_argument(
-        'dst', help='checkpoint to write; a config is written beside it')
-    parser.add_argument(
-        '--to',
-        choices=['mmvanilla', 'authors'],
-        default='mmvanilla',
+    add = parser.add_argument
+    add('src', help='checkpoint to read')
+    add('dst', help='checkpoint to write; a config is written beside it')
+    add('--to', choices=['mmvanilla', 'authors'], default='mmvanilla',
         help='format to write')
-    parser.add_argument(
-        '--key',
-        choices=['model_ema', 'model'],
-        help="entry of the authors' file to read (default: model_ema where "
-        'there is one) or to write (default: model)')
-    parser.add_argument(
-        '--force',
-        action='store_true',
-        help='replace DST and the config beside it if they exist')
+    add('--key', choices=['model_ema', 'model'], help="entry of the authors' "
+        "file to read (default: model_ema where there is one) or to write "
+        "(default: model)")
+    add('--force', action='store_true', help='replace DST and the config '
+        'beside it if they exist')
     return parser.parse_args()
 
 

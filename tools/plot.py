@@ -8,9 +8,8 @@ from options import run
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'work_dir',
-        help='work dir of the run; curves.png is written into it')
+    add = parser.add_argument
+    add('work_dir', help='work dir of the run; curves.png is written into it')
     return parser.parse_args()
 
 

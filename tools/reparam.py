@@ -14,31 +14,19 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config that the checkpoint is of')
-    parser.add_argument(
-        'checkpoint', help='checkpoint in train or fine-tune form')
-    parser.add_argument('out', help='where to write, a name ending in .pth')
-    parser.add_argument(
-        '--tol',
-        type=float,
-        default=1e-4,
-        help='maximum allowed relative error of an output; defaults to 1e-4')
-    parser.add_argument(
-        '--samples',
-        type=int,
-        default=64,
-        help='maximum number of validation samples to compare on; defaults to '
-        '64')
+    add = parser.add_argument
+    add('config', help='config that the checkpoint is of')
+    add('checkpoint', help='checkpoint in train or fine-tune form')
+    add('out', help='where to write, a name ending in .pth')
+    add('--tol', type=float, default=1e-4, help='maximum allowed relative '
+        'error of an output; defaults to 1e-4')
+    add('--samples', type=int, default=64, help='maximum number of validation '
+        'samples to compare on; defaults to 64')
     add_data_options(parser)
-    parser.add_argument(
-        '--form',
-        choices=['deploy', 'finetune'],
-        default='deploy',
+    add('--form', choices=['deploy', 'finetune'], default='deploy',
         help='form to convert to; defaults to deploy')
-    parser.add_argument(
-        '--force',
-        action='store_true',
-        help='replace OUT.pth and OUT.py where they exist')
+    add('--force', action='store_true', help='replace OUT.pth and OUT.py '
+        'where they exist')
     add_config_options(parser)
     return parser.parse_args()
 

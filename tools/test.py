@@ -14,56 +14,31 @@ from options import (
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of the model')
-    parser.add_argument(
-        'checkpoint',
-        help='its checkpoint, or a file of tools/export.py, which runs in its '
-        'own runtime')
-    parser.add_argument(
-        '--deploy',
-        action='store_true',
-        help='merge the model, in memory, before it is tested')
-    parser.add_argument(
-        '--compile',
-        nargs='?',
-        const='inductor',
-        choices=['inductor', 'eager'],
-        help='with --deploy, optimize the merged backbone for inference; '
-        'eager needs no compiler; defaults to inductor')
-    parser.add_argument(
-        '--out',
-        help="file for the results, .pkl, .json or .yaml; as by mmpretrain's "
-        'tool, an existing file is replaced')
-    parser.add_argument(
-        '--out-item',
-        choices=['pred', 'metrics'],
-        help='what --out holds; defaults to pred')
-    parser.add_argument(
-        '--show-dir', help='folder for images with the predictions drawn in')
-    parser.add_argument(
-        '--show', action='store_true', help='show them in a window')
-    parser.add_argument(
-        '--interval',
-        type=int,
-        default=1,
-        help='draw every INTERVAL-th image; defaults to 1')
-    parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
-        help='seconds for which a window stays; defaults to 2')
-    parser.add_argument(
-        '--tta',
-        action='store_true',
-        help='average over test-time augmentations')
-    parser.add_argument(
-        '--worst',
-        nargs=2,
-        metavar=('N', 'DIR'),
-        help='draw the N images of largest loss, of classifiers, to '
-        'DIR/worst.png')
-    parser.add_argument(
-        '--threads', type=int, help='how many threads an exported file uses')
+    add = parser.add_argument
+    add('config', help='config of the model')
+    add('checkpoint', help='its checkpoint, or a file of tools/export.py, '
+        'which runs in its own runtime')
+    add('--deploy', action='store_true', help='merge the model, in memory, '
+        'before it is tested')
+    add('--compile', nargs='?', const='inductor',
+        choices=['inductor', 'eager'], help='with --deploy, optimize the '
+        'merged backbone for inference; eager needs no compiler; defaults to '
+        'inductor')
+    add('--out', help="file for the results, .pkl, .json or .yaml; as by "
+        "mmpretrain's tool, an existing file is replaced")
+    add('--out-item', choices=['pred', 'metrics'], help='what --out holds; '
+        'defaults to pred')
+    add('--show-dir', help='folder for images with the predictions drawn in')
+    add('--show', action='store_true', help='show them in a window')
+    add('--interval', type=int, default=1, help='draw every INTERVAL-th '
+        'image; defaults to 1')
+    add('--wait-time', type=float, default=2, help='seconds for which a '
+        'window stays; defaults to 2')
+    add('--tta', action='store_true', help='average over test-time '
+        'augmentations')
+    add('--worst', nargs=2, metavar=('N', 'DIR'), help='draw the N images of '
+        'largest loss, of classifiers, to DIR/worst.png')
+    add('--threads', type=int, help='how many threads an exported file uses')
     add_run_options(parser)
     add_config_options(parser)
     add_data_options(parser)

@@ -14,33 +14,20 @@ from options import (
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config to train')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
+    add = parser.add_argument
+    add('config', help='config to train')
+    add('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='resume from a checkpoint; without a name, from the newest '
         'readable one in the work dir')
-    parser.add_argument(
-        '--no-validate',
-        dest='validate',
-        action='store_false',
-        help='do not evaluate while training')
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate from the batch size of the config to '
-        'the actual one')
-    parser.add_argument(
-        '--balance',
-        action='store_true',
-        help='repeat training images of --data in classes that have few')
-    parser.add_argument(
-        '--no-persistent-workers',
-        dest='persistent_workers',
-        action='store_false',
-        help='start the workers of data loaders anew in each epoch')
+    add('--no-validate', dest='validate', action='store_false', help='do not '
+        'evaluate while training')
+    add('--auto-scale-lr', action='store_true', help='scale the learning rate '
+        'from the batch size of the config to the actual one')
+    add('--balance', action='store_true', help='repeat training images of '
+        '--data in classes that have few')
+    add('--no-persistent-workers', dest='persistent_workers',
+        action='store_false', help='start the workers of data loaders anew in '
+        'each epoch')
     add_run_options(parser)
     add_config_options(parser)
     add_data_options(parser)

@@ -56,6 +56,7 @@ KNOWN_ERRORS = {
     r'the average of EMAHook would begin after the run: lower its \1',
     'weight tensor should be defined either for all .*':
     'class_weight of a loss must have one number for each class',
+    r'clip_grad_\w+\(\) (.*)': r'optim_wrapper.clip_grad: \1',
     'failed to load image': 'cannot read an image',
     r'(\S+) is not in the pretrained model':
     r'no key in the checkpoint of an init_cfg begins with its prefix \1',

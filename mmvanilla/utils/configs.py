@@ -60,7 +60,7 @@ def read_config(path: str, cfg_options: dict | None = None,
         whole = '' if key.endswith('.lr') else 'whole '
         if value is not None and (
                 type(value) not in (int, float) or not value >= least
-                or whole and value % 1 > 0):
+                or whole and type(value) is float):
             raise UserError(f'{path}: {key} must be a {whole}number of at '
                             f'least {least}, but got {value!r}')
     return cfg

@@ -220,6 +220,8 @@ class Interrupt(Hook):
     (dict(train_dataloader=dict(dataset=dict(indices=17))),
      'a batch of one image: set train_dataloader.drop_last'),
     (dict(train_dataloader=dict(prefetch_factor=2)), 'num_workers > 0'),
+    (dict(optim_wrapper=dict(clip_grad=dict(max_nrom=1.0))),
+     "clip_grad: .*'max_nrom'"),
 ])
 def test_a_run_that_a_user_can_correct(tmp_path, change, message):
     cfg = tiny_cfg(tmp_path / 'work')

@@ -131,6 +131,7 @@ def test_what_is_set(config, options, key, expected):
     (DIGITS, 'default_hooks.checkpoint.interval=often', 'takes a number'),
     (DIGITS, 'train_cfg.val_interval=0', 'val_interval must be'),
     (DIGITS, 'test_dataloader.batch_size=1.5', 'batch_size must be a whole'),
+    (DIGITS, 'train_dataloader.num_workers=2.0', 'workers must be a whole'),
     (DIGITS, 'optim_wrapper.optimizer.lr=-0.1', 'lr must be a number of'),
 ])
 def test_refusals(config, option, message):

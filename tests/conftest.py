@@ -1,8 +1,14 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
+import functools
+import gc
+import itertools
 import os
 from pathlib import Path
 
+import pytest
 import torch
+from mmengine.runner import Runner
+from photos import write_photos
 
 # The server that processes are forked from imports `tiny` by this path only.
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(
@@ -10,3 +16,29 @@ os.environ['PYTHONPATH'] = os.pathsep.join(filter(
 # Networks here are small: a second thread costs more than it gives, and the
 # cores are for the processes of `pytest -n`.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def names_of_runs():
+    """Give each run of this process a name, with a log of its own.
+
+    mmengine names them by the second, and those of a name share their log.
+    """
+    # What the imports left, which each data set of mmengine has collected.
+    gc.freeze()
+    init, numbers = Runner.__init__, itertools.count()
+
+    @functools.wraps(init)
+    def named(self, *args, **kwargs):
+        kwargs['experiment_name'] = f'run_{next(numbers)}'
+        init(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, '__init__', named)
+        yield
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory) -> Path:
+    """A folder of ten photos for each class, not to be changed."""
+    return write_photos(tmp_path_factory.mktemp('photos'), per_class=10)

@@ -56,9 +56,9 @@ def relative_error(outputs, references) -> float:
 
 def classifier(deploy: bool = True) -> nn.Module:
     from mmvanilla.export.network import Network
-    dims = [8, 16, 24, 24]
+    dims = [8, 16, 24]
     return randomize(Network(
-        VanillaNet(dict(dims=dims, strides=[2, 2, 1]), deploy=deploy),
+        VanillaNet(dict(dims=dims, strides=[2, 1]), deploy=deploy),
         VanillaNetHead(10, dims[-1], deploy=deploy)))
 
 

@@ -4,6 +4,7 @@
 Sizes are odd and colors random, a third is grey. Among them are a PNG with
 an alpha channel, a CMYK JPEG and a file that is no image.
 """
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,15 @@ def photo(name: str, rng: np.random.Generator) -> Image.Image:
     image += rng.normal(0, 8, image.shape)
     photo = Image.fromarray(image.clip(0, 255).astype(np.uint8))
     return photo.convert('L') if rng.random() < 1 / 3 else photo
+
+
+def write_images(root: Path, *names) -> None:
+    """Write a small PNG for each name, of text or bytes, of any suffix."""
+    for name in map(os.fsencode, names):
+        path = os.path.join(os.fsencode(root), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'wb') as file:
+            Image.new('RGB', (8, 8)).save(file, 'png')
 
 
 def write_photos(root: Path, per_class: int) -> Path:

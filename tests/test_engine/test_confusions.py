@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.fileio import load
-from mmengine.logging import MMLogger
 from mmpretrain.structures import DataSample
 from PIL import Image
 from sklearn.metrics import confusion_matrix
@@ -54,7 +53,6 @@ def test_training_and_testing(tmp_path, monkeypatch, capfd):
     cfg.default_hooks.checkpoint.save_best = 'auto'
     cfg.dump(tmp_path / 'config.py')
     call = partial(call_tool, monkeypatch, capfd, cwd=tmp_path)
-    MMLogger._instance_dict.clear()  # that of an earlier test has its stream
     log = call('train.py', 'config.py', '--data', 'images')
     # Not one metric more, and the same one is the best.
     scalars, = (tmp_path / 'work').glob('*/vis_data/scalars.json')

@@ -26,7 +26,6 @@ class Terminal(io.StringIO):
 def run(cfg, monkeypatch, stream, *hooks) -> Runner:
     """Train with what the screen shows written to ``stream``."""
     monkeypatch.setattr(sys, 'stdout', stream)
-    cfg.experiment_name = f'console_{Path(cfg.work_dir).parent.name}'
     console = ConsoleHook()
     runner = console.quiet(Runner, logging.WARNING).from_cfg(cfg)
     for hook in (*hooks, console):

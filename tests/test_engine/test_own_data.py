@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
-from photos import BROKEN, CLASSES, write_photos
+from photos import BROKEN, CLASSES, write_images
 from PIL import Image
 from tiny import DIGITS, NARROW, ROOT
 from yapf.yapflib import yapf_api
@@ -16,11 +16,6 @@ from mmvanilla.engine.launch import running
 from mmvanilla.engine.own_data import use_data, use_image_folder
 from mmvanilla.utils.configs import build_model
 from mmvanilla.utils.errors import UserError
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp('photos'), per_class=10)
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +34,6 @@ def narrow() -> Config:
         cfg[f'{name}_dataloader'].update(
             batch_size=4, num_workers=0, persistent_workers=False)
     return cfg
-
-
-def write_images(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', (8, 8)).save(root / name, 'png')
 
 
 def datasets(cfg: Config) -> list[list]:

@@ -47,15 +47,10 @@ class Rates(Hook):
         self.seen = [*self.seen, groups[0]['lr']]
 
 
-count = 0
-
-
 def run(work_dir, schedulers, epochs=8, length=5, by_epoch=True, lr=0.1,
         several=False, load_from=None, decay=0.0, stop=False,
         optimizer=torch.optim.SGD):
     """Train; return the learning rates, the log and the runner."""
-    global count
-    count += 1
     model, rates = Scalars(), Rates()
 
     def wrapper(*parameters):
@@ -77,7 +72,7 @@ def run(work_dir, schedulers, epochs=8, length=5, by_epoch=True, lr=0.1,
         default_hooks=dict(checkpoint=dict(
             type='mmpretrain.AtomicCheckpointHook', by_epoch=by_epoch,
             interval=1 if by_epoch else length)),
-        experiment_name=f'rates_{count}', cfg=cfg, **resume)
+        cfg=cfg, **resume)
     runner.register_hook(rates)
     check_schedules(runner)
     runner.train_loop.stop_training = stop

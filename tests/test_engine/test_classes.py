@@ -6,12 +6,10 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import torch
 from tiny import refusal, run, tiny_cfg
 
 from mmvanilla.engine.own_data import use_image_folder
 from mmvanilla.engine.runs import test as evaluate
-from mmvanilla.utils.configs import build_model
 from mmvanilla.utils.errors import UserError
 
 
@@ -105,12 +103,3 @@ def test_the_best_checkpoint_of_a_copied_work_dir(tmp_path):
     best = run(cfg, tmp_path, resume='auto').message_hub.get_info('best_ckpt')
     # One that is no longer the best is removed, as in any run.
     assert [*map(str, (tmp_path / 'moved').glob('best*'))] == [best]
-
-
-def test_weights_whose_meta_is_no_dict(tmp_path):
-    cfg = tiny_cfg(tmp_path / 'work', epochs=1, decay_epochs=1)
-    weights = build_model(cfg).state_dict()
-    torch.save(dict(state_dict=weights, meta=[1]), tmp_path / 'odd.pth')
-    cfg.load_from = str(tmp_path / 'odd.pth')
-    run(cfg, tmp_path)
-    assert (tmp_path / 'work' / 'epoch_1.pth').is_file()

@@ -2,6 +2,7 @@
 """The hook inside real runs of mmengine's runner."""
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,10 +100,15 @@ def test_arguments(kwargs, message):
         DeepTrainingHook(**kwargs)
 
 
-def test_fails_where_there_is_no_pair(tmp_path):
+@pytest.mark.parametrize('change, message', [
+    (lambda cfg: [cfg.model[part].update(deploy=True)
+                  for part in ('backbone', 'head')], 'form: remove Deep'),
+    (lambda cfg: cfg.custom_hooks.append(cfg.custom_hooks[0]),
+     'more than one DeepTrainingHook')])
+def test_refusals(tmp_path, change, message):
     cfg = tiny_cfg(tmp_path)
-    cfg.model.backbone.deploy = cfg.model.head.deploy = True
-    with pytest.raises(UserError, match='deploy form: remove Deep'):
+    change(cfg)
+    with pytest.raises(UserError, match=message):
         train(cfg)
 
 
@@ -149,15 +155,16 @@ def test_frozen_pairs_keep_their_lambda(tmp_path, capfd):
 
 
 class Distiller(BaseModel):
-    """A student, and a teacher that stays in eval mode."""
+    """A student, and a teacher of which a mode may stay as it is."""
 
-    def __init__(self, student):
+    def __init__(self, student, teaches_in_eval):
         super().__init__(student.data_preprocessor)
         self.student, self.teacher = student, copy.deepcopy(student)
+        self.teaches_in_eval = teaches_in_eval
 
     def train(self, mode=True):
         super().train(mode)
-        self.teacher.eval()
+        self.teacher.train(mode and not self.teaches_in_eval)
         return self
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
@@ -166,42 +173,21 @@ class Distiller(BaseModel):
         return self.student(inputs, data_samples, mode)
 
 
-def test_a_teacher_keeps_its_lambda(tmp_path):
-    cfg = tiny_cfg(tmp_path, epochs=2)
-    runner = build(cfg)
-    # In eval mode until training starts, as `build_model` leaves a model.
-    runner.model = Distiller(build_model(cfg)).eval()
-    runner.train()
-    state = {key: float(value) for key, value in
-             runner.model.state_dict().items() if key.endswith('.lam')}
-    assert {v for k, v in state.items() if k.startswith('teacher')} == {1}
-    assert {v for k, v in state.items() if k.startswith('student')} == {1 / 3}
-
-
-class Pupil(Distiller):
-    """With a teacher in training mode, whose parameters get gradients."""
-
-    train = BaseModel.train
-
-
-@pytest.mark.parametrize('frozen_by_rate', [False, True])
-def test_what_the_optimizer_does_not_train(tmp_path, frozen_by_rate):
+@pytest.mark.parametrize('frozen_by', ['mode', 'omission', 'rate'])
+def test_a_teacher_keeps_its_lambda(tmp_path, frozen_by):
+    """In eval mode, or in training mode where no optimizer trains it."""
     runner = build(tiny_cfg(tmp_path, epochs=2))
-    runner.model = model = Pupil(build_model(runner.cfg))
+    # In eval mode until training starts, as `build_model` leaves a model.
+    runner.model = model = Distiller(
+        build_model(runner.cfg), frozen_by == 'mode').eval()
     groups = [dict(params=model.student.parameters(), lr=1e-3),
               dict(params=model.teacher.parameters(), lr=0.0)]
-    runner.optim_wrapper = OptimWrapper(
-        torch.optim.SGD(groups[:1 + frozen_by_rate]))
+    if frozen_by != 'mode':
+        runner.optim_wrapper = OptimWrapper(
+            torch.optim.SGD(groups[:1 + (frozen_by == 'rate')]))
     runner.train()
     assert lams(model.teacher.state_dict()) == {1}
     assert lams(model.student.state_dict()) == {1 / 3}
-
-
-def test_two_hooks_are_refused(tmp_path):
-    cfg = tiny_cfg(tmp_path)
-    cfg.custom_hooks *= 2
-    with pytest.raises(UserError, match='more than one DeepTrainingHook'):
-        train(cfg)
 
 
 def test_resuming_with_a_longer_decay(tmp_path, capfd):
@@ -225,48 +211,46 @@ def test_everything_frozen_says_so(tmp_path, capfd):
     assert 'or every pair is frozen' in ''.join(capfd.readouterr())
 
 
-def test_resumed_run_goes_on(tmp_path):
+@pytest.fixture(scope='module')
+def averaged(tmp_path_factory):
+    """A run of four epochs with an average."""
+    cfg = tiny_cfg(tmp_path_factory.mktemp('averaged'))
+    cfg.custom_hooks.append(
+        dict(type='EMAHook', momentum=0.1, update_buffers=True))
+    return train(cfg)
+
+
+def test_resumed_run_goes_on(averaged, tmp_path):
     """With lambda, learning rate and average of an undisturbed one.
 
     Nothing is random in it but the order of the images, which the epoch
     seeds.
     """
-
-    def cfg(name):
-        cfg = tiny_cfg(tmp_path / name)
-        cfg.custom_hooks.append(
-            dict(type='EMAHook', momentum=0.1, update_buffers=True))
-        return cfg
-
-    whole = record(cfg('whole'))
-    resumed = cfg('resumed')
-    resumed.resume = True
-    resumed.load_from = str(tmp_path / 'whole' / 'epoch_2.pth')
-    assert record(resumed) == whole[8:]
+    resumed, whole = averaged.cfg.copy(), Path(averaged.work_dir)
+    resumed.work_dir, resumed.resume = str(tmp_path), True
+    resumed.load_from = str(whole / 'epoch_2.pth')
+    assert record(resumed) == [e / 3 for e in (2, 3) for _ in range(4)]
     for epoch in (3, 4):
-        expected, got = (read(tmp_path / name / f'epoch_{epoch}.pth')
-                         for name in ('whole', 'resumed'))
+        expected, got = (read(folder / f'epoch_{epoch}.pth')
+                         for folder in (whole, tmp_path))
         for key in ('state_dict', 'ema_state_dict'):
             assert_same_weights(expected[key], got[key])
         assert [g['lr'] for g in expected['optimizer']['param_groups']] == [
             g['lr'] for g in got['optimizer']['param_groups']]
 
 
-def test_ema_has_the_schedules_lambda(tmp_path):
-    cfg = tiny_cfg(tmp_path)
-    cfg.custom_hooks.append(
-        dict(type='EMAHook', momentum=0.1, update_buffers=True))
-    runner = train(cfg)
+def test_ema_has_the_schedules_lambda(averaged):
+    runner = averaged
     for epoch in range(4):
-        checkpoint = read(tmp_path / f'epoch_{epoch + 1}.pth')
+        checkpoint = read(f'{runner.work_dir}/epoch_{epoch + 1}.pth')
         assert lams(checkpoint['state_dict']) == {epoch / 3}
         assert lams(checkpoint['ema_state_dict']) == {epoch / 3}
     ema = next(h for h in runner.hooks if hasattr(h, 'ema_model')).ema_model
     assert lams(ema.state_dict()) == lams(runner.model.state_dict()) == {1.0}
 
     # The average is what the file holds; others test that it merges.
-    model = build_model(cfg)
-    load_weights(model, str(tmp_path / 'epoch_4.pth'))
+    model = build_model(runner.cfg)
+    load_weights(model, f'{runner.work_dir}/epoch_4.pth')
     assert_same_weights(
         {k[len('module.'):]: v for k, v in ema.state_dict().items()
          if k.startswith('module.')}, model.state_dict())

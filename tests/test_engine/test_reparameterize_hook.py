@@ -5,18 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from golden import relative_l2
-from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS, METRICS
 from PIL import Image
 from tiny import lams, read, tiny_cfg, train
 
-from mmvanilla.checkpoints import load_weights
 from mmvanilla.engine import ReparameterizeHook
 from mmvanilla.engine.checks import check_outputs
-from mmvanilla.utils.configs import build_model
 from mmvanilla.utils.errors import UserError
 
 
@@ -24,28 +20,6 @@ def cfg_with_hook(work_dir, **kwargs):
     cfg = tiny_cfg(work_dir)
     cfg.custom_hooks.append(dict(type='ReparameterizeHook', **kwargs))
     return cfg
-
-
-def test_merges_the_last(tmp_path):
-    """Over the files of an earlier run, of weights averaged by EMAHook."""
-    torch.save(dict(meta=dict(mmvanilla_version='0')), tmp_path / 'deploy.pth')
-    (tmp_path / 'deploy.py').write_text('x = 1\n')
-    cfg = cfg_with_hook(tmp_path, checkpoint='last')
-    # A short average, or all images would have nearly the same outputs.
-    cfg.custom_hooks.append(
-        dict(type='EMAHook', momentum=0.9, update_buffers=True))
-    train(cfg)
-    deploy_cfg = Config.fromfile(tmp_path / 'deploy.py')
-    assert deploy_cfg.custom_hooks == []  # those of training
-    deployed = build_model(deploy_cfg)
-    content = read(tmp_path / 'deploy.pth')
-    deployed.load_state_dict(content['state_dict'], strict=True)
-    assert content['meta']['dataset_meta']['classes'] == tuple('0123456789')
-    source = build_model(cfg)
-    load_weights(source, str(tmp_path / 'epoch_4.pth'))
-    x = torch.rand(2, 1, 32, 32)
-    with torch.no_grad():
-        assert relative_l2(deployed(x), source(x)) < 0.01
 
 
 @METRICS.register_module(force=True)

@@ -1,18 +1,15 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """Weights that a run starts from, or goes on with: all of them or none."""
-import itertools
-
 import pytest
 import torch
-from tiny import NARROW, assert_same_weights, read, tiny_cfg, train
+from tiny import assert_same_weights, read, tiny_cfg, train
 
 from mmvanilla.checkpoints import to_authors
 from mmvanilla.engine.launch import running
-from mmvanilla.layers import switch_to_deploy
+from mmvanilla.layers import switch_to_deploy, switch_to_finetune
 from mmvanilla.utils.configs import build_model
 from mmvanilla.utils.errors import UserError
 
-_numbers = itertools.count()
 EMA = dict(type='EMAHook', momentum=0.2, update_buffers=True)
 STEM = 'backbone.stem.conv.conv1.weight'
 
@@ -30,7 +27,7 @@ def trained(tmp_path_factory):
 def start(cfg, checkpoint, resume=False):
     """Load a checkpoint as tools/train.py does; the networks of the run."""
     cfg.load_from, cfg.resume = str(checkpoint), resume
-    cfg.launcher, cfg.experiment_name = 'none', f'weights_{next(_numbers)}'
+    cfg.launcher = 'none'
     with running(cfg, 'short') as (runner, _):
         runner.call_hook('before_run')  # which makes the copy of EMAHook
         runner.load_or_resume()
@@ -92,37 +89,11 @@ def test_weights_to_start_from_that_do_not_fit(trained, tmp_path, runner,
     assert '\n' not in str(error.value)
 
 
-def of_more_stages(cfg, x):
-    cfg.model.backbone.arch = {k: v[:-1] for k, v in NARROW.items()}
-
-
-def of_an_unfinished_run(cfg, x):
-    for key in x:
-        if key.endswith('.lam'):
-            x[key] = torch.tensor(0.3)
-    cfg.model.backbone.deep_training = cfg.model.head.deep_training = False
-
-
-def of_grey_images(cfg, x):
-    cfg.model.backbone.in_channels = 3
-
-
-@pytest.mark.parametrize('change, message', [
-    (of_more_stages, r'backbone.stages.1.\S+ is not in the model'),
-    (of_grey_images, r'\[4, 1, 4, 4\] instead of \[4, 3, 4, 4\]'),
-    (of_an_unfinished_run, 'its lambda is 0.3')])
-def test_weights_of_another_network(trained, tmp_path, change, message):
-    cfg, content = tiny_cfg(tmp_path / 'work'), read(trained)
-    change(cfg, content['state_dict'])
-    torch.save(content, tmp_path / 'a.pth')
-    with pytest.raises(UserError, match=f'a.pth .*{message}'):
-        start(cfg, tmp_path / 'a.pth')
-
-
 @pytest.mark.parametrize('content', [
     lambda c: {f'module.{k}': v for k, v in c['state_dict'].items()},
     lambda c: dict(c, state_dict={
-        k: v for k, v in c['state_dict'].items() if not k.endswith('.lam')})])
+        k: v for k, v in c['state_dict'].items() if not k.endswith('.lam')}),
+    lambda c: dict(c, meta=[1])])
 def test_weights_to_start_from_that_fit(trained, tmp_path, content):
     """In the network and in its average."""
     loaded = read(trained)
@@ -136,15 +107,28 @@ def test_weights_to_start_from_that_fit(trained, tmp_path, content):
 
 
 def test_a_head_in_finetune_form_for_fewer_classes(trained, tmp_path):
-    """The head of the checkpoint is in train form."""
+    """Of the train form all but the head is merged, also in the average."""
     cfg = tiny_cfg(tmp_path / 'work')
     cfg.model.backbone.deep_training = cfg.model.head.deep_training = False
+    cfg.custom_hooks = [EMA]
     cfg.model.head.num_classes = 3
-    start(cfg, trained)
+    models = start(cfg, trained)
+    source = build_model(tiny_cfg('.'))
+    source.load_state_dict(read(trained)['state_dict'])
+    switch_to_finetune(source)
+    expected = source.backbone.state_dict()
+    for model in models:
+        assert_same_weights(model.backbone.state_dict(), expected)
     log = next((tmp_path / 'work').rglob('*.log')).read_text()
     line, = (x for x in log.splitlines() if 'another number of classes' in x)
     assert f'WARNING - {trained}' in line and '[10, 8, 1, 1]' in line
     assert 'size mismatch' not in log
+    content = read(trained)
+    for key in filter(lambda x: x.endswith('.lam'), content['state_dict']):
+        content['state_dict'][key] = torch.tensor(0.3)
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='a.pth .*its lambda is 0.3'):
+        start(cfg, tmp_path / 'a.pth')
 
 
 @pytest.mark.parametrize('change, message', [

@@ -4,13 +4,16 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from narrow import NARROW_ARCHS, relative_error, vanillanet
+from narrow import NARROW_ARCHS, randomize, relative_error, vanillanet
 from torch import Tensor, nn
 
 from mmvanilla.export import optimize_for_inference
+from mmvanilla.export.exported import Exported
+from mmvanilla.export.formats import write
+from mmvanilla.export.network import Network
 from mmvanilla.export.optimize import PackedConv2d
 from mmvanilla.layers import switch_to_deploy
-from mmvanilla.models import VanillaNet
+from mmvanilla.models import VanillaNet, VanillaNetHead
 from mmvanilla.utils.errors import UserError
 
 
@@ -26,14 +29,23 @@ def test_inductor_has_the_same_outputs():
             assert relative_error(fast(each), net(each)) < 1e-5
 
 
-def test_eager_packs_every_convolution():
-    net = vanillanet(NARROW_ARCHS['5'])
-    fast = optimize_for_inference(net, torch.randn(1, 3, 64, 64), 'eager')
+@pytest.mark.parametrize('arch', NARROW_ARCHS)
+@torch.no_grad()
+def test_every_published_variant(arch, tmp_path):
+    """As a program and in eager mode, against the train form."""
+    net = randomize(Network(VanillaNet(NARROW_ARCHS[arch]), VanillaNetHead(
+        10, NARROW_ARCHS[arch]['dims'][-1])))
+    # The second is of another size and batch.
+    images = torch.randn(1, 3, 224, 224), torch.randn(3, 3, 97, 64)
+    references = [net(x) for x in images]
+    switch_to_deploy(net)
+    write(net, images[0], tmp_path / 'net.pt2', 'pt2')
+    out = Exported(tmp_path / 'net.pt2')(images[0])
+    assert relative_error(out, references[0]) < 1e-5
+    fast = optimize_for_inference(net, images[0], 'eager')
     assert not any(isinstance(m, nn.Conv2d) for m in fast.modules())
-    x = torch.randn(3, 3, 97, 64)  # another size and batch
-    with torch.no_grad():
-        assert relative_error(fast(x), net(x)) < 1e-5
-    assert not fast(x)[0].requires_grad
+    for x, reference in zip(images, references):
+        assert relative_error(fast(x), reference) < 1e-5
 
 
 class Maps(NamedTuple):
@@ -67,6 +79,7 @@ def test_eager_keeps_what_it_cannot_pack():
     fast = optimize_for_inference(net, x, 'eager')
     with torch.no_grad():
         torch.testing.assert_close(fast(x), net(x))
+    assert not fast(x).requires_grad
     kinds = [type(m) for m in fast.network]
     assert kinds[:2] == [nn.Conv2d, nn.Conv2d]
     assert kinds[2] == kinds[4] == kinds[5] == PackedConv2d

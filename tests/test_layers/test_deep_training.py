@@ -64,20 +64,6 @@ def test_state_dict_carries_lambda(load):
     assert target.lam == 0.25
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(kernel_size=(1, 5), padding=(0, 2), stride=(1, 2), post_norm=True),
-    dict(kernel_size=3, padding='same', dilation=2, groups=4),
-    dict(kernel_size=3, norm_cfg=dict(type='BN', affine=False)),
-    dict(kernel_size=3, norm_cfg=None, bias=False)], ids=str)
-def test_merge(kwargs):
-    """What no random network of test_random_architectures.py has."""
-    conv = randomize(DeepTrainingConv2d(8, 16, **kwargs).double())
-    x = torch.randn(2, 8, 12, 11, dtype=torch.float64)
-    expected = conv(x)
-    conv.switch_to_deploy()
-    torch.testing.assert_close(conv(x), expected, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize('device, dtype', [
     ('cpu', torch.bfloat16), ('meta', torch.float64)])
 def test_merge_gives_a_plain_convolution(device, dtype):

@@ -5,13 +5,11 @@ import re
 import pytest
 import torch
 from golden import relative_l2
-from narrow import randomize
-from tiny import ROOT, tiny_cfg, train
+from tiny import ROOT
 from torch.autograd.graph import saved_tensors_hooks
 
-from mmvanilla.layers import set_lam, switch_to_finetune
+from mmvanilla.layers import set_lam
 from mmvanilla.models import VanillaNet
-from mmvanilla.utils.configs import build_model
 
 ARCH = dict(dims=[8, 8, 16, 16, 32], strides=[1, 2, 2, 2])
 
@@ -79,23 +77,6 @@ def test_table_of_out_indices():
         assert [outs[i].shape[1] for i in indices] == channels
         if 'ada' not in arch:  # whose sizes are fixed
             assert [224 // outs[i].shape[2] for i in indices] == strides
-
-
-def test_a_run_in_finetune_form_from_a_train_form_checkpoint(tmp_path):
-    cfg = tiny_cfg(tmp_path, epochs=1)
-    source = randomize(build_model(cfg))
-    torch.save(dict(state_dict=source.state_dict()), tmp_path / 'source.pth')
-    cfg.model.backbone.deep_training = cfg.model.head.deep_training = False
-    # A merged weight is small, and each step of AdamW is lr.
-    cfg.optim_wrapper.optimizer.lr = 1e-7
-    cfg.custom_hooks = []
-    cfg.load_from = str(tmp_path / 'source.pth')
-    trained = train(cfg).model.state_dict()
-    # The first step started from the merged source and not from noise.
-    assert switch_to_finetune(source) > 0
-    for key, value in source.state_dict().items():
-        if key.endswith('conv.weight'):
-            assert 0 < (trained[key] - value).norm() < 0.1 * value.norm()
 
 
 def test_channels_last_changes_the_memory_format_only():

@@ -10,6 +10,7 @@ import torch
 from golden import relative_l2
 from mmcv.cnn import ConvModule
 from narrow import randomize
+from tiny import assert_same_weights
 from torch import nn
 
 from mmvanilla.layers import (
@@ -95,17 +96,23 @@ def test_random(kind, seed):
     assert relative_l2(output(network, x), expected) < 1e-5
 
     states = [copy.deepcopy(network.state_dict())]
-    for switch in (switch_to_finetune, switch_to_deploy):
+    for switch, form in ((switch_to_finetune, dict(deep_training=False)),
+                         (switch_to_deploy, dict(deploy=True))):
         for net, tol in ((double, 1e-12), (network, 1e-5)):
             switch(net)
+            assert switch(net) == 0
             out = output(net, x.to(next(net.parameters()).dtype))
             assert relative_l2(out, expected) < tol
         states.append(copy.deepcopy(network.state_dict()))
+        # A built network of this form loads this form and the earlier.
+        built = build(**form)
+        assert ([type(m) for m in built.modules()]
+                == [type(m) for m in network.modules()])
+        for state in states:
+            randomize(built)
+            built.load_state_dict(state, strict=True)
+            assert_same_weights(built.state_dict(), states[-1])
     assert not find_layers(double) and not find_layers(network)
-    for state in states:
-        built = build(deploy=True)
-        built.load_state_dict(state, strict=True)
-        assert relative_l2(output(built, x), expected) < 1e-5
     merged = output(network, x)
     copied = pickle.loads(pickle.dumps(copy.deepcopy(network)))
     assert torch.equal(output(copied, x), merged)

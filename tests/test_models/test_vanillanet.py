@@ -126,14 +126,6 @@ def test_other_input_channels_and_act_num():
     assert VanillaNet(5).num_stages == 3  # as --cfg-options gives it
 
 
-def test_layer_depth():
-    net = VanillaNet(TINY)
-    for name, depth in [('backbone.stem.act.conv.weight', 0),
-                        ('backbone.stages.2.act.norm.bias', 3),
-                        ('head.classifier.conv1.weight', 4)]:
-        assert net.get_layer_depth(name, 'backbone.') == (depth, 5)
-
-
 @pytest.mark.parametrize('kwargs, message', [
     (dict(arch=14), r'one of 5, 6, .*, 13-x1\.5.*"14"'),
     (dict(arch=dict(dims=[4, 8], strides=[2], depth=3)), 'dims, strides'),

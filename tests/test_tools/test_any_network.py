@@ -37,6 +37,11 @@ def network_cfg(work_dir, **kwargs) -> Config:
 
 
 def test_from_training_to_what_ships(tmp_path):
+    """Over the files of an earlier run, of weights averaged by EMAHook."""
+    (tmp_path / 'work').mkdir()
+    torch.save(dict(meta=dict(mmvanilla_version='0')),
+               tmp_path / 'work' / 'deploy.pth')
+    (tmp_path / 'work' / 'deploy.py').write_text('x = 1\n')
     cfg = network_cfg(tmp_path / 'work')
     cfg.custom_hooks += [
         dict(type='EMAHook', momentum=0.9, update_buffers=True),
@@ -63,8 +68,12 @@ def test_from_training_to_what_ships(tmp_path):
         Config.fromfile(config), checkpoint, tmp_path / 'out.pth', 1e-2, 8)
     assert report.layers == 17 + 1
     for path in (tmp_path / 'work' / 'deploy.pth', tmp_path / 'out.pth'):
-        shipped = build_model(Config.fromfile(path.with_suffix('.py')))
-        weights = read(path)['state_dict']
+        deploy_cfg = Config.fromfile(path.with_suffix('.py'))
+        assert deploy_cfg.custom_hooks == []  # those of training
+        shipped, content = build_model(deploy_cfg), read(path)
+        weights = content['state_dict']
+        classes = content['meta']['dataset_meta']['classes']
+        assert classes == tuple('0123456789')
         shipped.load_state_dict(weights, strict=True)
         assert not any('.conv2.conv1.' in k or k.endswith('.lam')
                        for k in weights)

@@ -33,7 +33,7 @@ def cell(table: str, row: str) -> list:
     return [float(x) for x in re.findall(r'[\d.]+(?:e-?\d+)?', line)]
 
 
-def test_merges_verifies_and_writes(folder, monkeypatch, capfd):
+def test_merges_and_exports(folder, monkeypatch, capfd):
     before = files(folder)
     out = call_tool(monkeypatch, capfd, 'reparam.py', 'config.py', 'done.pth',
                     'out.pth', '--samples', 20, cwd=folder)
@@ -55,6 +55,13 @@ def test_merges_verifies_and_writes(folder, monkeypatch, capfd):
     assert cell(out, 'top-1 agreement') == [100, 20]
     for row in 'MACs', 'size of the weights', 'parameters', 'median latency':
         assert len(cell(out, row)) == 2
+
+    out = call_tool(
+        monkeypatch, capfd, 'export.py', 'out.py', 'out.pth', 'net.pt2',
+        '--format', 'pt2', '--dynamic-batch', '--samples', 16, cwd=folder)
+    assert '16 real samples of ' in out
+    assert cell(out, 'top-1 agreement') == [100, 16]
+    assert 'wrote net.pt2' in out and (folder / 'net.pt2').is_file()
 
 
 def _unfit(folder):

@@ -3,8 +3,10 @@ import functools
 import gc
 import itertools
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
@@ -36,6 +38,14 @@ def names_of_runs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, '__init__', named)
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Let no test depend on chance, or on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope='session')

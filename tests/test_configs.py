@@ -247,8 +247,6 @@ def test_normalization(runner):
 def test_targets_and_loss(runner):
     """Smoothed, mixed, and the mean over samples and classes."""
     model = runner.model.train()
-    torch.manual_seed(0)
-    np.random.seed(0)
     shares = []
     dataset = runner.train_dataloader.dataset
     batch = pseudo_collate([dataset[0], dataset[1]])

@@ -69,6 +69,10 @@ CASES = {
          'train_dataloader.batch_size': 8,
          'train_dataloader.drop_last': False},
         'a batch of one image: set train_dataloader.drop_last'),
+    'workers': ({'train_dataloader.prefetch_factor': 2}, 'num_workers > 0'),
+    'a norm of gradients': (
+        {'optim_wrapper.clip_grad.max_nrom': 1.0},
+        "clip_grad: .*'max_nrom'"),
     'an average that begins after the end': (
         {'custom_hooks': [dict(type='EMAHook', begin_epoch=9)]},
         'begin after the run: lower its begin_epoch'),

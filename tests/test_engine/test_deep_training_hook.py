@@ -131,11 +131,19 @@ def test_epochs_of_a_data_set_without_length(tmp_path, dataset):
         runner.train()
 
 
-def test_frozen_pairs_keep_their_lambda(tmp_path, capfd):
+@pytest.fixture(scope='module')
+def averaged(tmp_path_factory):
+    """A run of four epochs with an average."""
+    cfg = tiny_cfg(tmp_path_factory.mktemp('averaged'))
+    cfg.custom_hooks.append(
+        dict(type='EMAHook', momentum=0.1, update_buffers=True))
+    return train(cfg)
+
+
+def test_frozen_pairs_keep_their_lambda(averaged, tmp_path, capfd):
     """Others start anew from loaded weights, and say where they end."""
-    train(tiny_cfg(tmp_path / 'first', epochs=2, decay_epochs=1))
     cfg = tiny_cfg(tmp_path, epochs=1)
-    cfg.load_from = str(tmp_path / 'first' / 'epoch_2.pth')
+    cfg.load_from = f'{averaged.work_dir}/epoch_4.pth'
     cfg.model.backbone.frozen_stages = 1
     cfg.custom_hooks.append(dict(type='EMAHook', update_buffers=True))
     capfd.readouterr()
@@ -209,15 +217,6 @@ def test_everything_frozen_says_so(tmp_path, capfd):
                                  or name == 'backbone.stages.1.act.weight')
     runner.train()
     assert 'or every pair is frozen' in ''.join(capfd.readouterr())
-
-
-@pytest.fixture(scope='module')
-def averaged(tmp_path_factory):
-    """A run of four epochs with an average."""
-    cfg = tiny_cfg(tmp_path_factory.mktemp('averaged'))
-    cfg.custom_hooks.append(
-        dict(type='EMAHook', momentum=0.1, update_buffers=True))
-    return train(cfg)
 
 
 def test_resumed_run_goes_on(averaged, tmp_path):

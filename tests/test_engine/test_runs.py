@@ -154,18 +154,6 @@ class Interrupt(Hook):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(train_dataloader=dict(prefetch_factor=2)), 'num_workers > 0'),
-    (dict(optim_wrapper=dict(clip_grad=dict(max_nrom=1.0))),
-     "clip_grad: .*'max_nrom'"),
-])
-def test_a_run_that_a_user_can_correct(tmp_path, change, message):
-    cfg = tiny_cfg(tmp_path / 'work')
-    cfg.merge_from_dict(change)
-    with pytest.raises(UserError, match=message):
-        run(cfg, tmp_path)
-
-
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('content, message', [
     (b'no image', 'cannot read an image: {}'),

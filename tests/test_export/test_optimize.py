@@ -69,7 +69,6 @@ def test_a_named_tuple_stays_one():
 
 
 def test_eager_keeps_what_it_cannot_pack():
-    torch.manual_seed(0)
     shared = nn.Conv2d(4, 4, 3, padding=1)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, padding_mode='reflect'),

@@ -19,7 +19,6 @@ from mmvanilla.layers.deep_training import start_as
     ('ReLU', torch.relu), ('Tanh', torch.tanh)])
 @pytest.mark.parametrize('lam', [0.0, 0.3, 1.0])
 def test_outputs_and_gradients(name, function, lam):
-    torch.manual_seed(0)
     conv = DeepTrainingConv2d(
         2, 3, 3, act_cfg=dict(type=name), post_norm=True).double()
     conv.act.lam = lam

@@ -8,7 +8,6 @@ from mmvanilla.layers.folding import fold_batch_norm, merge_convs
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_a_merge_is_the_papers_einsum_with_one_rounding(dtype):
-    torch.manual_seed(0)
     weight1 = torch.randn(64, 3, 2, 2).to(dtype)
     weight2 = torch.randn(4, 64, 1, 1).to(dtype)
     weight, bias = merge_convs(weight1, weight1[:, 0, 0, 0], weight2, None)
@@ -47,7 +46,6 @@ class WithoutFloat64(Tensor):
 
 
 def test_a_device_without_float64():
-    torch.manual_seed(0)
     weights = torch.randn(8, 4, 3, 3), torch.randn(6, 8, 1, 1)
     there = [x.as_subclass(WithoutFloat64) for x in weights]
     merged = merge_convs(there[0], None, there[1], None)[0]

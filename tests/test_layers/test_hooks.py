@@ -43,7 +43,6 @@ def vgg() -> nn.Module:
         nn.Conv2d(3, 4, 1), DeepTrainingActivation(inplace=True),
         SeriesActivation(4, inplace=True)).double()])
 def network(request) -> nn.Module:
-    torch.manual_seed(0)
     return request.param()
 
 

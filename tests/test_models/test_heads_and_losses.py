@@ -7,7 +7,6 @@ from mmvanilla.models import LabelSmoothBCELoss, VanillaNetHead
 
 
 def test_dropout_only_in_training():
-    torch.manual_seed(0)
     head = VanillaNetHead(5, 64, dropout=0.5, deploy=True)
     feats = (torch.ones(1, 64, 2, 2), )
     assert torch.equal(head.eval()(feats), head(feats))
@@ -16,7 +15,6 @@ def test_dropout_only_in_training():
 
 
 def test_label_smooth_bce_loss():
-    torch.manual_seed(0)
     logits = torch.randn(4, 5, dtype=torch.float64)
     hard, soft = torch.tensor([0, 1, 2, 4]), torch.rand(4, 5).double()
     loss = LabelSmoothBCELoss(0.1, loss_weight=2)
@@ -30,7 +28,6 @@ def test_label_smooth_bce_loss():
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_label_smooth_bce_loss_in_half_precision(dtype):
-    torch.manual_seed(0)
     # The sum of these 128,000 terms is above the 65,504 of float16.
     logits = (2 * torch.randn(128, 1000)).to(dtype).requires_grad_()
     label = torch.randint(1000, (128, ))

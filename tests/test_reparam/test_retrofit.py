@@ -69,11 +69,6 @@ def randomize(network: nn.Module) -> None:
                         ).sqrt().clamp(min=0.1))
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize('name', NETWORKS)
 def test_trains_merges_and_loads(name):
     build, convs, acts, skipped = NETWORKS[name]

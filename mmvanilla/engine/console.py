@@ -24,7 +24,8 @@ from .hooks.deep_training_hook import unwrap_model
 
 # Scalars that are no metrics.
 OTHERS = re.compile('(loss|decode[.]|aux[.]).*|(base_)?lr|lambda|grad_norm|'
-                    'step|iter|epoch|(data_)?time|memory|coco/.*_precision')
+                    'step|iter|epoch|(data_)?time|memory|coco/.*_precision|'
+                    'IoU/.*')
 PICTURE = 16  # images
 
 
@@ -197,6 +198,9 @@ def _by_class(metrics: dict) -> dict[str, str]:
         if key.endswith('_precision')], 20)
     if 'mIoU' in metrics:
         rows['mIoU'] = f'{metrics["mIoU"]:.2f} %'
+        rows['IoU by class'] = some([
+            f'{key[4:]} {value:.2f}' for key, value in metrics.items()
+            if key.startswith('IoU/')], 20)
     return rows
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
+from mmseg.evaluation import IoUMetric
 from PIL import Image
 
 from ..datasets.image_files import find_unreadable, read_size
@@ -23,6 +24,18 @@ from .own_data import find_datasets, set_in_place, trained_classes
 
 # What loss and metric leave out, and what is the color of no class.
 IGNORED, UNKNOWN = 255, 254
+
+
+class IoUByClass(IoUMetric):
+    """mmseg's metric; it also returns the IoU of each class, in percent."""
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Add the classes, which mmseg only prints."""
+        areas = [sum(x) for x in zip(*results)]
+        by_class = (100 * areas[0] / areas[1]).tolist() if areas else ()
+        return super().compute_metrics(results) | {
+            f'IoU/{name}': round(value, 2) for name, value in zip(
+                self.dataset_meta['classes'], by_class) if value == value}
 
 
 def use_mask_folder(cfg: Config, folder: str, checkpoint: str | None = None,
@@ -72,6 +85,11 @@ def use_mask_folder(cfg: Config, folder: str, checkpoint: str | None = None,
             data_prefix=dict(img_path='', seg_map_path=''), pipeline=pipeline)
         _keep_numbers(pipeline)
     _keep_numbers(cfg.get('tta_pipeline'))
+    for name in ('val_evaluator', 'test_evaluator'):
+        given = cfg.get(name) or ()
+        for node in [given] if isinstance(given, dict) else given:
+            if type_name(node) == 'IoUMetric':
+                node['type'] = 'mmvanilla.engine.own_masks.IoUByClass'
     set_in_place(cfg.model, len(classes))
     return notes
 

@@ -99,8 +99,12 @@ def test_from_training_to_the_file(config, tmp_path, monkeypatch):
     assert 'background' in predict('data/images/val/00.png', 'work/deploy.py')
 
     def test(file, data, **options):
-        return runs.test(str(config), file, work_dir='test', data=data,
-                         **options)['mIoU']
+        metrics = runs.test(str(config), file, work_dir='test', data=data,
+                            **options)
+        classes = [metrics[f'IoU/{name}'] for name in NAMES]
+        assert len({*classes}) == 4
+        assert np.mean(classes) == pytest.approx(metrics['mIoU'], abs=0.01)
+        return metrics['mIoU']
 
     # The same images with masks of numbers, and of one split only.
     numbers = write(tmp_path / 'numbers', False, [('val', 16)])

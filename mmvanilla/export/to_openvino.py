@@ -1,5 +1,6 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 """OpenVINO's pair of files, .xml and .bin, opened in OpenVINO on a CPU."""
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -30,8 +31,16 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: dict,
                 _last_layers(model, getattr(network, 'float_layers', 0))))
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), [NAMESPACE, key])
-    ov.save_model(model, path,
-                  compress_to_fp16=metadata['precision'] == 'fp16')
+    half = metadata['precision'] == 'fp16'
+    ov.save_model(model, path, compress_to_fp16=half)
+    model.set_rt_info(_digest(path), [NAMESPACE, 'weights'])
+    ov.save_model(model, path, compress_to_fp16=half)
+
+
+def _digest(path: Path) -> str:
+    """In JSON, the SHA-256 of the weights beside a file."""
+    weights = path.with_suffix('.bin').read_bytes()
+    return json.dumps(hashlib.sha256(weights).hexdigest())
 
 
 def _last_layers(model, number: int) -> list[str]:
@@ -48,6 +57,12 @@ def _last_layers(model, number: int) -> list[str]:
     return found
 
 
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bf16 on this CPU."""
+    import openvino as ov
+    return 'BF16' in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+
+
 def open_file(path: Path, threads: int | None):
     """Open a file; see :class:`mmvanilla.export.formats.Format`."""
     import openvino as ov
@@ -55,13 +70,16 @@ def open_file(path: Path, threads: int | None):
     if not weights.is_file():
         raise UserError(f'{path} needs its weights beside it, in {weights}')
     model = core.read_model(str(path))
-    metadata = {
-        key: json.loads(getattr(value, 'value', value))
+    properties = {
+        key: getattr(value, 'value', value)
         for key, value in model.get_rt_info([NAMESPACE]).value.items()}
+    if properties.get('weights') != _digest(path):
+        raise UserError(f'{weights} does not hold the weights of {path}: they '
+                        'are two files of one export')
     # On a CPU without bf16, OpenVINO computes it as f32.
     options = dict(PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT=(
-        'bf16' if metadata['precision'] == 'bf16' else 'f32'))
+        'bf16' if properties['precision'] == '"bf16"' else 'f32'))
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads
     request = core.compile_model(model, 'CPU', options).create_infer_request()
-    return lambda x: request.infer([x.numpy()]).values(), metadata
+    return lambda x: request.infer([x.numpy()]).values(), properties

@@ -49,7 +49,7 @@ def main(local_rank: int, **options) -> None:
     if options['launcher'] == 'pytorch':
         os.environ.setdefault('LOCAL_RANK', str(local_rank))
     from mmvanilla.engine.runs import test
-    if options['threads'] in range(1, 1025):  # of pt2 and aoti
+    if options['threads'] in range(1, 1 + os.cpu_count()):  # of pt2 and aoti
         import torch
         torch.set_num_threads(options['threads'])
     test(**options)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..layers.loading import describe
 from ..utils.errors import UserError
+from ..utils.files import is_exported
 from .constructors import ALLOWED, NAMES
 
 UNREADABLE = ('is not a checkpoint that torch reads safely, or is cut short '
@@ -107,6 +108,10 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f'cannot read {path}: there is no such file')
+    if is_exported(path):
+        raise UserError(
+            f'{path} is an exported file, not a checkpoint: tools/test.py '
+            'takes it in place of one, mmvanilla-predict without a config')
     try:
         with safe_reading(str(path)):
             _check_bytes(path)
@@ -284,6 +289,8 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str,
         misfits += ('; to start from its backbone only, set model.backbone.'
                     "init_cfg to dict(type='Pretrained', checkpoint=..., "
                     "prefix='backbone.') instead of load_from")
+    if re.search(r'head\S* has the shape', misfits):
+        misfits += '; was it trained with --data? Give the same folder here'
     if misfits:
         raise UserError(f'{source} does not fit the config: {misfits}')
     return left_out

@@ -42,6 +42,8 @@ def use_data(cfg: Config, folder: str, checkpoint: str | None = None,
                         'where its pictures become data: use another one')
     if scope == 'mmpretrain':
         return use_image_folder(cfg, folder, checkpoint, check_images, balance)
+    if not root.is_dir():
+        raise UserError(f'--data: there is no folder {root}')
     if balance:
         raise UserError('--balance is for classification, but '
                         f'{cfg.filename} is for {scope}')

@@ -94,9 +94,10 @@ def test(config: str, checkpoint: str, deploy: bool = False,
     for name in filter(given.get, given if exported else ()):
         raise UserError(f'--{name} is for a checkpoint, and {checkpoint} is '
                         'an exported file')
-    if threads is not None and not (exported and 0 < threads <= 1024):
-        raise UserError('--threads is a number from 1 to 1024, for exported '
-                        'files')
+    cores = os.cpu_count() or 1
+    if threads is not None and not (exported and 0 < threads <= cores):
+        raise UserError(f'--threads is a number from 1 to {cores}, of the '
+                        'cores of this machine, and for exported files')
     fixed = [x for x in map(str, options.get('cfg_options') or ())
              if x.startswith('model.') and 'data_preprocessor' not in x]
     if exported and fixed:

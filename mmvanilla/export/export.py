@@ -23,6 +23,7 @@ from .exported import Exported, Results, prepare
 from .formats import FORMATS, check_format, write
 from .metadata import describe
 from .network import make_network
+from .to_openvino import has_bf16
 
 WHAT = 'comparing the exported file with PyTorch'
 
@@ -145,6 +146,9 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
             notes.append(('calibrated on', f'{images} in the test pipeline'))
             if format == 'openvino' and getattr(network, 'float_layers', 0):
                 notes.append(('kept in float32', "the head's layers"))
+        if (format, precision) == ('openvino', 'bf16') and not has_bf16():
+            notes.append(('computed in float32', 'this CPU has no bf16: what '
+                          'it would change is not compared'))
         # Detectors are compared with the toolbox's own predictions.
         exact = network.task != 'detection'
         before = make_network(unmerged, part, example) if exact else network

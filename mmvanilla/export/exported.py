@@ -20,7 +20,7 @@ from ..reparam.compare import Result
 from ..reparam.samples import Samples
 from ..utils.errors import UserError
 from .formats import FORMATS, quiet, to_pixels
-from .metadata import FORMAT_VERSION, normalization
+from .metadata import FORMAT_VERSION, normalization, parse
 
 SCOPES = dict(
     classification='mmpretrain', detection='mmdet', segmentation='mmseg')
@@ -41,7 +41,8 @@ class Exported:
                             f'got {format or path}')
         try:
             with quiet():
-                self._run, self.metadata = FORMATS[format].open(path, threads)
+                self._run, properties = FORMATS[format].open(path, threads)
+            self.metadata = parse(properties)
             self.path, self.shape = path, self.metadata['input_shape']
             runtime = ('torch', *FORMATS[format].packages)[-1]
             version = importlib.import_module(runtime).__version__
@@ -64,16 +65,19 @@ class Exported:
             raise UserError(
                 f'{self.path} needs an input of shape {self.shape}, where -1 '
                 f'is any number, but got {list(images.shape)}')
-        return [*map(torch.as_tensor, self._run(images.cpu().contiguous()))]
+        found = [*map(torch.as_tensor, self._run(images.cpu().contiguous()))]
+        if not all(x.isfinite().all() for x in found):
+            raise UserError(f'{self.path} gives numbers that are not finite')
+        return found
 
 
 def _format_of(path: Path) -> str | None:
-    if path.suffix == '.pt2' and zipfile.is_zipfile(path):
+    if path.suffix.lower() == '.pt2' and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             if any('aotinductor' in name for name in file.namelist()):
                 return 'aoti'
     return {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}.get(
-        path.suffix)
+        path.suffix.lower())
 
 
 def read_metadata(path: str | Path) -> dict[str, object]:

@@ -25,7 +25,7 @@ class Format:
     precisions: tuple[str, ...]
     # (network, example, path, metadata, calibration images) -> None
     write: Callable
-    # (path, threads) -> (a callable from (N, C, H, W) to arrays, metadata)
+    # (path, threads) -> a callable, images to arrays, and metadata in JSON
     open: Callable
 
 
@@ -92,7 +92,8 @@ def to_pixels(images: Tensor, metadata: dict) -> Tensor:
     images = (images * std + mean).round().clamp(0, 255).byte()
     if metadata['channel_order'] == 'BGR':
         images = images.flip(1)
-    return images.permute(0, 2, 3, 1)
+    # A program of aoti reads the memory as that of its example lay.
+    return images.permute(0, 2, 3, 1).contiguous()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 """What an exported file tells of itself, docs/en/exported_files.md."""
 import copy
 import json
+from contextlib import suppress
 
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -12,6 +13,10 @@ from ..version import __version__
 
 FORMAT_VERSION = 2
 HOSTS = 'mmcv', 'mmdet', 'mmpretrain', 'mmseg'
+# Types of what a file of this version tells.
+FIELDS = dict(task=str, labels=list, input=str, input_size=list,
+              preprocess=list | None, mean=list, std=list, channel_order=str,
+              padding=dict | None)
 # Transforms that a file can tell of, with their arguments.
 STEPS = dict(
     LoadImageFromFile=('color_type', 'imdecode_backend'),
@@ -43,6 +48,19 @@ def describe(cfg: Config, model: nn.Module, meta: dict, example: Tensor,
         input='normalized', input_size=size,
         preprocess=steps(cfg, example.shape[1]),
         **normalization(processor, example.shape[1]), padding=padding)
+
+
+def parse(properties: dict[str, str]) -> dict[str, object]:
+    """Metadata from texts of JSON; other tools may have added other texts."""
+    metadata = {}
+    for key, value in properties.items():
+        with suppress(ValueError):
+            metadata[key] = json.loads(value)
+    if metadata.get('format_version') == FORMAT_VERSION:
+        for key, kind in FIELDS.items():
+            if not isinstance(metadata[key], kind):
+                raise TypeError(key)
+    return metadata
 
 
 def normalization(processor: nn.Module, channels: int) -> dict[str, object]:

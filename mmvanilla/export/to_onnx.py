@@ -102,8 +102,7 @@ def open_file(path: Path, threads: int | None):
     session = ort.InferenceSession(
         str(path), options, providers=['CPUExecutionProvider'])
     properties = session.get_modelmeta().custom_metadata_map
-    return lambda x: session.run(None, dict(input=x.numpy())), {
-        key: json.loads(value) for key, value in properties.items()}
+    return lambda x: session.run(None, dict(input=x.numpy())), properties
 
 
 class FixedMaxPool2d(nn.AdaptiveMaxPool2d):

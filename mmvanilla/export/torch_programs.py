@@ -89,7 +89,9 @@ def open_program(path: Path, threads: int | None):
     """Open pt2; see :class:`mmvanilla.export.formats.Format`."""
     files = {METADATA: ''}
     program = torch.export.load(str(path), extra_files=files)
-    return program.module(), json.loads(files[METADATA])
+    return program.module(), {
+        key: json.dumps(value)
+        for key, value in json.loads(files[METADATA]).items()}
 
 
 def write_compiled(network: nn.Module, example: Tensor, path: Path,
@@ -110,6 +112,5 @@ def open_compiled(path: Path, threads: int | None):
     import torch._inductor.codecache  # noqa: F401
     program = torch._inductor.aoti_load_package(str(path))
     return program, {
-        key: json.loads(value)
-        for key, value in program.loader.get_metadata().items()
+        key: value for key, value in program.loader.get_metadata().items()
         if not key.startswith('AOTI_')}

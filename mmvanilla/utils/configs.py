@@ -249,4 +249,7 @@ def class_names(cfg: Config, meta: dict) -> list[str]:
                 kind = found.get(kind)
         names = (dataset.get('metainfo') or {}).get('classes') or (
             getattr(kind, 'METAINFO', {}).get('classes'))
+        head = cfg.model.get('head') or {}
+        if names and head.get('num_classes', len(names)) != len(names):
+            return []  # those of a data set that it was not trained on
     return [str(name) for name in names or ()]

@@ -11,7 +11,7 @@ from .errors import UserError
 
 def is_exported(path: str | Path) -> bool:
     """Whether a name is that of an exported file, not of a checkpoint."""
-    return str(path).endswith(('.onnx', '.xml', '.pt2'))
+    return str(path).lower().endswith(('.onnx', '.xml', '.pt2'))
 
 
 @contextmanager

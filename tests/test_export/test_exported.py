@@ -11,8 +11,10 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from narrow import needs, randomize
 from photos import CLASSES, photo
+from PIL import Image
 from tiny import NARROW, ROOT, call_tool, refused, tiny_cfg
 
+from mmvanilla.checkpoints import load_checkpoint
 from mmvanilla.engine.own_data import set_num_classes
 from mmvanilla.engine.predict import predict
 from mmvanilla.export import export, read_metadata
@@ -105,7 +107,7 @@ def test_another_pipeline_than_the_exported_one(digits, tool, tmp_path):
 @pytest.mark.parametrize('metadata, options, sentence', [
     ({}, ['--deploy'], '--deploy is for a checkpoint'),
     ({}, ['--tta'], '--tta is for a checkpoint'),
-    ({}, ['--threads', '99999'], 'from 1 to 1024'),
+    ({}, ['--threads', '99999'], 'a number from 1 to'),
     ({}, ['--cfg-options', 'model.head.topk=1'], 'changes nothing'),
     ({}, ['--cfg-options', 'test_dataloader.dataset.pipeline.0.scale=40'],
      'shape [-1, 1, 32, 32], where -1 is any number, but got [16, 1, 40, 40]'),
@@ -113,6 +115,8 @@ def test_another_pipeline_than_the_exported_one(digits, tool, tmp_path):
     (dict(mean=[1.0]), [], 'with mean [1.0], but the data preprocessor has'),
     (dict(labels=['a', 'b']), [], 'was trained for a, b, but'),
     (dict(task='features'), [], 'is for features, with metadata of version 2'),
+    (dict(labels=''), [], 'fails: KeyError'),
+    (dict(mean=1.0), [], 'must be a file that mmvanilla exported as'),
     (dict(format_version=''), [], 'with metadata of version 1, but must be'),
     (dict(format_version=3), [], 'with metadata of version 3, but must be')],
     ids=str)
@@ -122,6 +126,23 @@ def test_what_does_not_fit_a_file(
     assert sentence in refused(
         monkeypatch, capfd, 'test.py', digits / 'net.py', path, *options,
         cwd=tmp_path)
+
+
+def test_a_file_that_others_have_changed(digits, tool, tmp_path):
+    """Texts of other tools are left alone; NaN is no prediction."""
+    import onnx
+    model, path = onnx.load(digits / 'net.onnx'), tmp_path / 'NET.ONNX'
+    model.metadata_props.add(key='onnx.infer', value='another tool')
+    onnx.save(model, path)
+    assert tool(path)[1] == tool(digits / 'net.pth')[1]
+    weight = next(x for x in model.graph.initializer if len(x.dims) == 4)
+    weight.raw_data = np.full(weight.dims, np.nan, np.float32).tobytes()
+    onnx.save(model, path)
+    photo('dots', np.random.default_rng(0)).save(tmp_path / 'x.png')
+    with pytest.raises(UserError, match='NET.ONNX gives numbers that are not'):
+        predict(str(tmp_path / 'x.png'), str(path))
+    with pytest.raises(UserError, match='is an exported file, not a checkpoi'):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize('metadata, options, sentence', [
@@ -150,6 +171,10 @@ def test_photos_have_one_label(
         image, orientation = photo(CLASSES[i % 4], rng), i % 2 * (i // 2 % 8)
         exif = image.getexif()
         exif[0x112] = orientation + 1
+        if i == 78:  # one pixel wide
+            image = image.crop((0, 0, 1, 40))
+        elif i == 79:  # of 16 bits
+            image = Image.fromarray(np.uint16(image.convert('L')) * 257)
         image.save(images / f'{i:02}.{("jpg", "png")[i // 2 % 2]}', exif=exif)
     names = sorted(map(str, images.iterdir()))
     cfg = Config.fromfile(

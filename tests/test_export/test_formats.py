@@ -68,9 +68,12 @@ def test_files_of_others(exported, tmp_path):
         with pytest.raises(UserError, match='needs its weights beside it'):
             Exported(tmp_path / path.name)
         weights = path.with_suffix('.bin').read_bytes()
-        (tmp_path / 'net.bin').write_bytes(weights[:-400])
-        with pytest.raises(UserError, match='that mmvanilla exported as'):
-            Exported(tmp_path / path.name)
+        for others, message in (
+                (weights[:-400], 'that mmvanilla exported as'),
+                (weights[:-1] + b'x', 'net.bin .* the weights of .*net.xml')):
+            (tmp_path / 'net.bin').write_bytes(others)
+            with pytest.raises(UserError, match=message):
+                Exported(tmp_path / path.name)
     with pytest.raises(UserError, match='one of onnx, openvino, pt2, aoti'):
         Exported(path, 'tflite')
     with pytest.raises(UserError, match='there is no file .*nothing'):
@@ -183,7 +186,8 @@ def test_opset_17_lacks_what_a_network_needs(tmp_path):
 
 @pytest.mark.parametrize('format, channels, order', [
     ('onnx', 3, 'BGR'), ('openvino', 3, 'BGR'), ('pt2', 3, 'RGB'),
-    ('pt2', 1, 'gray')])
+    ('pt2', 1, 'gray'),
+    pytest.param('aoti', 3, 'RGB', marks=pytest.mark.slow)])
 def test_from_pixels(format, channels, order, tmp_path):
     """Of the file by its runtime, against arithmetic in float64."""
     needs(*FORMATS[format].packages)
@@ -191,21 +195,25 @@ def test_from_pixels(format, channels, order, tmp_path):
         dict(dims=[8, 8, 8], strides=[2, 2]), channels, deploy=True)))
     mean, std = [103.5, 116.25, 123.625][:channels], [57, 58, 59.5][:channels]
     path = tmp_path / f'net{FORMATS[format].suffix}'
-    write(net, torch.zeros(1, channels, 64, 64), path, format,
-          dynamic_batch=True, dynamic_size=True, preprocess=True,
+    dynamic = format != 'aoti'  # where fixed sizes have layouts of their own
+    write(net, torch.zeros(1, channels, 64, 96), path, format,
+          dynamic_batch=dynamic, dynamic_size=dynamic, preprocess=True,
           metadata=dict(mean=mean, std=std, channel_order=order))
-    pixels = torch.randint(0, 256, (2, 64, 96, channels), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (1 + dynamic, 64, 96, channels), dtype=torch.uint8)
     x = pixels.numpy()[..., ::-1] if order == 'BGR' else pixels.numpy()
     x = torch.tensor((x - np.array(mean)) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = copy.deepcopy(net).double()(x)
-    run, metadata = FORMATS[format].open(path, 1)
+    run, _ = FORMATS[format].open(path, 1)
     assert relative_error([torch.as_tensor(y) for y in run(pixels)],
                           expected) < 1e-5
     # Given normalized images, it gets the pixels that they were made of.
-    assert relative_error(Exported(path)(x.float()), expected) < 1e-5
-    assert metadata['input'] == 'uint8'
-    assert metadata['input_shape'] == [-1, -1, -1, channels]
+    run = Exported(path)
+    assert relative_error(run(x.float()), expected) < 1e-5
+    assert run.metadata['input'] == 'uint8'
+    assert run.metadata['input_shape'] == (
+        [-1, -1, -1, channels] if dynamic else [1, 64, 96, 3])
 
 
 @pytest.mark.parametrize('dynamic_batch', [False, True])

@@ -5,10 +5,14 @@ from PIL import Image, ImageOps
 
 def prepare(path, meta):
     """The file's input, the picture, and how much it was scaled, (x, y)."""
+    if not meta['preprocess']:
+        raise SystemExit('the file does not tell how pictures are prepared')
     read, *steps = meta['preprocess']
     image, scale = Image.open(path), (1, 1)
     if 'ignore_orientation' not in read['color_type']:
         image = ImageOps.exif_transpose(image)  # upright, as a phone shows it
+    if image.mode[0] == 'I':  # 16 bits, of which OpenCV uses the upper 8
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert('L' if read['color_type'] == 'grayscale' else 'RGB')
     pixels = np.atleast_3d(image)
     for step in steps:
@@ -72,7 +76,8 @@ def resize(pixels, size, step):
     """Resize by Pillow, or as OpenCV does, which does not smooth."""
     kind = step['interpolation']
     if step['backend'] == 'pillow':
-        image = Image.fromarray(pixels.squeeze())
+        image = Image.fromarray(
+            pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         return np.asarray(image.resize(size, Image.Resampling[kind.upper()]))
     if kind not in ('bilinear', 'bicubic'):
         raise ValueError(f'no code here for {kind} of OpenCV')

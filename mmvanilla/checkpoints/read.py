@@ -290,7 +290,8 @@ def load_state_dict(model: nn.Module, state_dict: dict, source: str,
                     "init_cfg to dict(type='Pretrained', checkpoint=..., "
                     "prefix='backbone.') instead of load_from")
     if re.search(r'head\S* has the shape', misfits):
-        misfits += '; was it trained with --data? Give the same folder here'
+        misfits += ('; if it was trained with --data, give the same folder, '
+                    'or the config in its work dir')
     if misfits:
         raise UserError(f'{source} does not fit the config: {misfits}')
     return left_out

@@ -44,8 +44,8 @@ class BoxFolder:
             raise UserError(
                 f'--data: {root} is not a folder of boxes, which holds one of '
                 'annotations/instances_train*.json (COCO), train/_annotations.'
-                'coco.json (Roboflow), data.yaml or dataset.yaml (YOLO; beside '
-                'labels without it, write one with train and names)')
+                'coco.json (Roboflow), data.yaml or dataset.yaml (YOLO; with '
+                'labels only, write one, with train and names)')
         train, val = (self.splits.get(x, {}) for x in ('train', 'val'))
         for file in sorted(train.keys() & val.keys()):
             self.faults['images of val are left out of train'].append(file)

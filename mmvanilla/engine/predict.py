@@ -66,14 +66,19 @@ def predict(images: str, model: str, checkpoint: str | None = None,
                 drawn = '' if out is None else osp.join(out, name)
                 try:
                     found = predict_one(str(root / name), drawn)
-                except Exception:
+                except Exception as e:
                     problem, _ = image_files.check_image(root / name)
+                    what = 'cannot be read'
+                    if not problem and isinstance(e, UserError):
+                        problem, what = str(e), 'does not fit'
                     if not problem:
                         raise
                     if len(names) == 1:
-                        raise UserError(f'cannot read the image {root / name}:'
-                                        f' {problem}') from None
-                    found = [('cannot be read', *[''] * (len(header) - 1))]
+                        raise UserError(f'the image {root / name} {what}: '
+                                        f'{problem}') from None
+                    if what == 'does not fit':
+                        print(f'{name} {what}: {problem}', file=sys.stderr)
+                    found = [(what, *[''] * (len(header) - 1))]
                 # Only the first row of an image has its name.
                 rows += [(some([name]) * (i == 0), *row)
                          for i, row in enumerate(found[:top])]

@@ -21,6 +21,7 @@ from ..reparam.samples import Samples
 from ..utils.errors import UserError
 from .formats import FORMATS, quiet, to_pixels
 from .metadata import FORMAT_VERSION, normalization, parse
+from .torch_programs import FromPixels
 
 SCOPES = dict(
     classification='mmpretrain', detection='mmdet', segmentation='mmseg')
@@ -64,7 +65,8 @@ class Exported:
                 a not in (-1, b) for a, b in zip(self.shape, images.shape)):
             raise UserError(
                 f'{self.path} needs an input of shape {self.shape}, where -1 '
-                f'is any number, but got {list(images.shape)}')
+                f'is any number, but got {list(images.shape)}: let the test '
+                'pipeline that is exported resize or pad images to one size')
         found = [*map(torch.as_tensor, self._run(images.cpu().contiguous()))]
         if not all(x.isfinite().all() for x in found):
             raise UserError(f'{self.path} gives numbers that are not finite')
@@ -212,6 +214,11 @@ class Results:
         """What the model (0) or the file (1) computes for a batch of one."""
         meta = self.run.metadata
         x, sample = prepare(self.model, batch, meta['padding'])
+        if meta['input'] == 'uint8' and 'img_shape' in (sample or ()):
+            # There, padding is of whole pixels.
+            pixels = FromPixels(nn.Identity(), meta)(to_pixels(x, meta))
+            h, w = sample.img_shape[:2]
+            x[..., h:, :], x[..., w:] = pixels[..., h:, :], pixels[..., w:]
         if not self.predicts:
             tensors = dict(zip(self.names, self.models[i](x)))
             return Result(tensors, DataSample().set_pred_label(

@@ -135,6 +135,17 @@ def test_images_of_several_sizes(random):
     assert [path.name for path in folder.iterdir()] == ['net.onnx']
 
 
+def test_pixels_that_are_padded(random):
+    """By the network, with the rounded mean of the file."""
+    needs(*FORMATS['onnx'].packages)
+    cfg, checkpoint, folder = random
+    cfg.model.data_preprocessor.pad_size_divisor = 24
+    report = export(
+        cfg, checkpoint, folder / 'net.onnx', preprocess=True, samples=8)
+    assert report.metadata['input_shape'] == [1, 48, 48, 1]
+    assert report.verification.max_rel < 1e-5
+
+
 @pytest.mark.parametrize('mutation, layer, untrained', [
     (swapped, 'head.classifier', False),
     (one_weight, 'backbone.stages.1.conv', True)])

@@ -145,6 +145,22 @@ def test_a_file_that_others_have_changed(digits, tool, tmp_path):
         load_checkpoint(path)
 
 
+def test_images_that_do_not_fit_a_file(digits, tmp_path, capfd):
+    """One of a folder does not stop the others."""
+    load, *_ = read_metadata(digits / 'net.onnx')['preprocess']
+    path, images = changed(digits, tmp_path, preprocess=[load]), tmp_path / 'x'
+    images.mkdir()
+    for name, size in (('a.png', (40, 32)), ('b.png', (32, 32))):
+        Image.new('L', size).save(images / name)
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]]
+            for line in predict(str(images), str(path), top=1).splitlines()]
+    assert rows[2] == ['a.png', 'does not fit', '']
+    assert rows[3][0] == 'b.png' and rows[3][1] in '0123456789'
+    assert 'a.png does not fit: ' in capfd.readouterr().err
+    with pytest.raises(UserError, match='a.png does not fit: .* pad images'):
+        predict(str(images / 'a.png'), str(path))
+
+
 @pytest.mark.parametrize('metadata, options, sentence', [
     ({}, dict(deploy=True), 'needs no checkpoint and is merged'),
     (dict(preprocess=None), {}, 'does not tell its preprocessing'),

@@ -120,7 +120,9 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str],
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
     with font_for(captions), write_beside(path) as (written, ):
-        figure = Figure((2.2 * columns, 2.6 * rows), dpi=150)
+        height = 2.2 * max(x.shape[0] / x.shape[1] for x in images)
+        figure = Figure((2.2 * columns, (0.5 + min(height, 4)) * rows),
+                        dpi=150)
         figure.subplots_adjust(hspace=0.4)
         for i, (image, caption) in enumerate(zip(images, captions), 1):
             axes = figure.add_subplot(rows, columns, i, xticks=[], yticks=[])

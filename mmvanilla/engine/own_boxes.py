@@ -29,6 +29,10 @@ def use_box_folder(cfg: Config, folder: str, checkpoint: str | None = None,
         found.notes += more
         for file in bad:
             del images[file]
+    unused = len(found.splits.get('train', ())) * (checkpoint is not None)
+    found.notes += [f'--data: {unused} images are for training, and '
+                    f'{len(found.splits["val"])} for validation'
+                    ] * (unused > 0)
     found.require('val', *['train'] * (checkpoint is None))
     if checkpoint is not None:
         found.use_classes(trained_classes(checkpoint), checkpoint)

@@ -46,6 +46,9 @@ def use_mask_folder(cfg: Config, folder: str, checkpoint: str | None = None,
     splits, notes = _find_pairs(root)
     bad, more = find_unreadable(root, [*chain(*splits.values())], check_images)
     notes, numbers, paths = notes + more, {}, {}
+    if checkpoint and splits['train']:
+        notes.append(f'--data: {len(splits["train"])} images are for training,'
+                     f' and {len(splits["val"])} for validation')
     for split, pairs in splits.items():
         pairs = {x: y for x, y in pairs.items() if x not in bad}
         if not pairs and (split == 'val' or not checkpoint):

@@ -19,7 +19,7 @@ from ..utils.configs import build_model, check_data, scope_of
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_beside
 from ..utils.terminal import markdown_table
-from .exported import Exported, Results, prepare
+from .exported import Exported, Results, pad, prepare
 from .formats import FORMATS, check_format, write
 from .metadata import describe
 from .network import make_network
@@ -78,7 +78,8 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
         dynamic_batch (bool): Whether the file takes any number of images.
             Defaults to False.
         dynamic_size (bool): Whether the file takes images of any size.
-            Defaults to False: the size of the first sample.
+            Defaults to False: of the largest height and width of the samples,
+            to which a detector's and a segmentor's are padded.
         preprocess (bool): Whether the file takes uint8 images, (N, H, W, 3)
             in RGB or (N, H, W, 1), and normalizes them. Defaults to False.
         opset (int, optional): Opset of ONNX, from 17. Defaults to None: 18.
@@ -122,6 +123,11 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
     with scope_of(cfg), torch.no_grad():
         example = prepare(model, found.batches[0])[0]
         network = make_network(model, part, example)
+        if network.predicts and not dynamic_size:  # others are padded to it
+            sizes = [prepare(model, x)[0].shape[2:] for x in found.batches]
+            example = pad(example, dict(
+                size=[*map(max, zip(*sizes))], value=0), [])
+            network = make_network(model, part, example)
         metadata = describe(
             cfg, model, meta, example, network.task, dynamic_size)
         inputs = partial(_inputs, model, metadata, dynamic_size)
@@ -171,6 +177,11 @@ def export(cfg: Config, checkpoint: str | Path, out: str | Path,
                     compare(*(partial(_outputs, before.output_names, forward)
                               for forward in (before, run)),
                             [dict(inputs=x)], tol, precision, what=WHAT)
+            for name, (a, b) in comparison.metrics.items():
+                unit = 0.01 if name.endswith('mAP') else 1
+                if name.endswith(('mAP', 'mIoU')) and (
+                        precision == 'fp32' and a - b > max_drop * unit):
+                    notes.append((f'{name} falls', 'as images are padded'))
     comparison.notes += notes
     return ExportReport(out, run.title, run.metadata, comparison)
 

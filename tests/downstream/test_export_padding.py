@@ -54,12 +54,14 @@ def test_segments_images_that_the_file_pads(tmp_path):
     rng = np.random.default_rng(0)
     for name, folder in dataset.data_prefix.items():
         (tmp_path / folder).mkdir()
-        for i, (h, w) in enumerate([(128, 128), (96, 128)]):
+        for i, (h, w) in enumerate([(96, 128), (128, 96)]):
             pixels = rng.integers(0, 4, (h, w, 3), np.uint8) * (
                 60 if name == 'img_path' else 1)
             Image.fromarray(pixels if name == 'img_path' else pixels[..., 0]
                             ).save(tmp_path / folder / f'{i}.png')
     _, checkpoint, file = save(cfg, tmp_path)
-    found = export(cfg, checkpoint, file).verification
+    report = export(cfg, checkpoint, file)
+    found = report.verification
+    assert report.metadata['input_size'] == [128, 128]
     assert found.max_rel < 1e-5
     assert len(found.samples.batches) == 2

@@ -255,8 +255,17 @@ def test_a_child_called_module():
 
 
 def test_misfits_are_named(tmp_path, model):
-    path, key = tmp_path / 'a.pth', 'head.classifier.conv1.weight'
     state_dict = model.state_dict()
+    path = tmp_path / 'a.pth'
+    del state_dict['backbone.stem.act.conv.weight']
+    state_dict['neck.weight'] = torch.ones(1)
+    torch.save(state_dict, path)
+    with pytest.raises(UserError) as e:
+        load_weights(model, path)
+    assert one_sentence(e) == (
+        f'{path} does not fit the config: backbone.stem.act.conv.weight is '
+        'missing, neck.weight is not in the model')
+    state_dict, key = model.state_dict(), 'head.classifier.conv1.weight'
     # A later form, which an earlier one cannot take.
     deployed = build_classifier(load('plain'), deploy=True).state_dict()
     for saved, found in [

@@ -1,5 +1,7 @@
 # Copyright (c) mmvanilla authors. Licensed under Apache-2.0.
 import copy
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -329,10 +331,15 @@ def test_the_network_is_that_of_the_scope(scope):
     assert isinstance(network.layer4[1].conv2, DeepTrainingConv2d)
 
 
-def test_in_a_bare_script(monkeypatch):
-    """Without a default scope, which other tests have set."""
-    monkeypatch.setattr(DefaultScope, '_instance_dict', {})
-    for registry, name in ((MODELS, ''), (ROOT, 'mmpretrain.')):
-        network = registry.build(dict(
-            type=f'{name}WithDeepTraining', model=dict(type='VGG', depth=11)))
-        assert type(network).__module__ == 'mmpretrain.models.backbones.vgg'
+def test_in_a_bare_script():
+    """Without a default scope, which other tests here have set."""
+    code = '''
+import mmvanilla
+from mmengine.registry import MODELS as ROOT
+from mmpretrain.registry import MODELS
+for registry, name in ((MODELS, ''), (ROOT, 'mmpretrain.')):
+    network = registry.build(dict(
+        type=f'{name}WithDeepTraining', model=dict(type='VGG', depth=11)))
+    assert type(network).__module__ == 'mmpretrain.models.backbones.vgg'
+'''
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -114,8 +114,8 @@ def test_refusals(trained, tmp_path, monkeypatch, capfd):
         (['train.py', 'none.py'], r'no config at none\.py'),
         (['train.py', ROOT / 'configs/vanillanet/vanillanet-6_8xb128_in1k.py'],
          '^error: no data for ImageNet: looked for the folder data/imagenet, '
-         'which must hold train, with one folder of images for each class; .* '
-         'by --data$'),
+         'which must hold train, with one folder of images for each class; '
+         'a folder of your own is given by --data$'),
     ]:
         error = refused(monkeypatch, capfd, *args, cwd=tmp_path)
         assert re.search(message, error), error
